@@ -1,0 +1,217 @@
+"""One YAML, five sections, the same for every system: load it, override it, refuse what it does not know.
+
+A config is frozen once read. Its *identity* is what makes two runs the same run: everything but the budget
+(how long, how often to log and save) and the host (how many workers, how large a micro-batch fits).
+This module never imports torch: it is on the path of ``launch.py --dry-run``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from pipeline.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    """Base of every config section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """The ``model:`` section that every system's own ``ModelConfig`` extends.
+
+    ``system`` is the name of a folder in ``models/``.
+    """
+
+    system: str
+
+
+class Schedule(Section):
+    """Learning-rate factor by optimizer step: linear warm-up, then constant, cosine or linear to ``final_ratio``.
+
+    ``decay_steps`` is the step at which ``final_ratio`` is reached. It is not ``trainer.max_steps``: extending a run
+    must not change the steps it has already made.
+    """
+
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: int | None = Field(None, gt=0)
+    final_ratio: float = Field(0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _decay_needs_an_end(self) -> Schedule:
+        if self.name != "constant" and (self.decay_steps is None or self.decay_steps <= self.warmup_steps):
+            raise ValueError(f"a {self.name} schedule needs decay_steps greater than warmup_steps")
+        return self
+
+
+class OptimizerSection(Section):
+    name: Literal["adam", "adamw", "radam"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Schedule = Schedule()
+
+
+class DataSection(Section):
+    """``batch_size`` is global: the sum over all ranks and accumulation steps."""
+
+    recipe: str
+    codec: str | None = None
+    batch_size: int = Field(gt=0)
+    workers: int = Field(0, ge=0)
+
+    @property
+    def folder_name(self) -> str:
+        return self.recipe if self.codec is None else f"{self.recipe}-{self.codec}"
+
+
+class Keep(Section):
+    """Which checkpoints stay: the ``last`` K, the ``best`` K by validation loss, and every ``every`` steps."""
+
+    last: int = Field(2, ge=1)
+    best: int = Field(1, ge=0)
+    every: int | None = Field(None, gt=0)
+
+
+class TrainerSection(Section):
+    max_steps: int = Field(gt=0)
+    precision: Literal["32", "bf16"] = "32"
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
+    grad_clip: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    log_every: int = Field(10, gt=0)
+    validate_every: int = Field(1000, gt=0)
+    validate_batches: int | None = Field(None, gt=0)  # None: the whole validation split
+    save_every: int = Field(1000, gt=0)
+    sample_every: int | None = Field(None, gt=0)
+    keep: Keep = Keep()
+
+
+class RunConfig(Section):
+    model: SerializeAsAny[ModelSection]
+    data: DataSection
+    optimizer: OptimizerSection
+    trainer: TrainerSection
+    seed: int = 0
+    init_from: str | None = None
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+# What a run may change without becoming another run: how long and how often (budget), and what depends on the machine (host).
+BUDGET_KEYS = ("max_steps", "log_every", "validate_every", "validate_batches", "save_every", "sample_every", "keep")
+HOST_KEYS = {"trainer": ("micro_batch",), "data": ("workers",)}
+
+
+def identity_of(config: RunConfig, data_identity: str) -> str:
+    """The 8 hex digits that name a run: sha256 over the canonical JSON of config and data, budget and host left out."""
+    facts = config.model_dump(mode="json")
+    for key in BUDGET_KEYS:
+        facts["trainer"].pop(key)
+    for section, keys in HOST_KEYS.items():
+        for key in keys:
+            facts[section].pop(key)
+    canonical = json.dumps({"config": facts, "data": data_identity}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """``{"optimizer.lr": (old, new), ...}`` for every leaf that differs."""
+    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    keys = sorted(before.keys() | after.keys())
+    return {k: (before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from ``path``; UserError where it is unreadable or not a mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of sections, not {type(tree).__name__}.")
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``tree`` with each ``a.b=value`` of ``--set`` applied; the value is read as YAML."""
+    tree = json.loads(json.dumps(tree))
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise UserError(f"--set takes key=value, not '{text}'; for example --set optimizer.lr=0.0003.")
+        *parents, leaf = path.strip().split(".")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {text}: '{name}' is a value, not a section.")
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not valid YAML.") from error
+    return tree
+
+
+def parse_config(tree: dict[str, Any], model_class: type[ModelSection], where: str) -> RunConfig:
+    """Validate a tree against ``model_class`` for its ``model:`` section.
+
+    Raises UserError with one sentence a problem: unknown keys with the nearest valid one, wrong types with what was expected.
+    """
+    full = _with_model(model_class)
+    try:
+        return full.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentence(e, full, where) for e in error.errors())) from None
+
+
+def _with_model(model_class: type[ModelSection]) -> type[RunConfig]:
+    class Config(RunConfig):
+        model: model_class  # type: ignore[valid-type]
+
+    Config.__name__ = "RunConfig"
+    return Config
+
+
+def _sentence(error: Any, root: type[BaseModel], where: str) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(root, path[:-1])
+        return f"{where}: unknown key '{name}'.{nearest(path[-1], valid)} Valid keys here: {', '.join(valid)}."
+    if error["type"] == "missing":
+        return f"{where}: '{name}' is missing; set it in the file or with --set {name}=..."
+    message = error["msg"].removeprefix("Value error, ")
+    shown = f" (got {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
+    return f"{where}: '{name}': {message[:1].lower()}{message[1:]}{shown}." if name else f"{where}: {message}{shown}."
+
+
+def _valid_keys(root: type[BaseModel], path: list[str]) -> list[str]:
+    node: Any = root
+    for part in path:
+        node = node.model_fields[part].annotation
+    return sorted(node.model_fields)

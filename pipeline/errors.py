@@ -1,0 +1,46 @@
+"""The user's mistake, told in one sentence, and the exit codes of every command.
+
+Exit 0: done. 1: it ran and failed. 2: the user's mistake (one sentence on stderr, no traceback).
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """What was wrong, where, the valid choices, and what to type next: one sentence a problem."""
+
+
+class RunFailed(Exception):
+    """The command was right and the work failed; the message says what of it failed and what to do."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'lr'?``; the empty string where nothing is near."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and leave the process with the exit code its outcome deserves."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `... | head` closed our stdout: nobody is left to tell
+        sys.stderr.close()
+        code = EXIT_FAILED
+    sys.exit(code)

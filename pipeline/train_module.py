@@ -1,0 +1,109 @@
+"""The contract between the training loop and a model: Lightning's own names, and no more of them than are used.
+
+A system's ``models/<system>/train_module.py`` defines ``class TrainModule(pipeline.train_module.TrainModule)``. The
+loop never knows the loss; the module never knows ranks, files or steps to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import OptimizerSection, RunConfig, Schedule
+from pipeline.rng import KeyedRandom
+
+Batch = dict[str, Tensor]  # every tensor has the samples on dim 0; "position" is int64 (B,), see ``rng``
+
+
+class Engine(Protocol):
+    """What the loop lends to a module for one optimizer step; hides DDP, precision and accumulation."""
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Pieces of this rank's share and each one's fraction of it; gradients are averaged over ranks on the last."""
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The module's own ``training_step``, run through the wrapper that averages gradients and casts precision."""
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        """Clip to ``max_norm`` (None: only measure) and return the norm before."""
+
+
+class TrainModule(nn.Module):
+    """One system under training.
+
+    Args:
+        config: the run's frozen config.
+        data: ``manifest["info"]`` of the shards the run reads: instrument names, latent statistics, and the like.
+    """
+
+    def __init__(self, config: RunConfig, data: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.data = data
+        self.random = KeyedRandom(config.seed)
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars by name, of them ``loss`` (a mean over the batch) is minimised and all are logged."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars by name, each a mean over the batch; the loop makes the exact mean over the split. ``loss`` picks the best checkpoint."""
+        raise NotImplementedError
+
+    def example_batch(self, batch_size: int) -> Batch:
+        """A random batch of the shapes the recipe gives, for shape tables and contract tests."""
+        raise NotImplementedError
+
+    def sample(self, batch: Batch, folder: Path, step: int) -> None:
+        """Write audio and pictures for a validation batch into ``folder``; rank 0 only. Default: nothing to show."""
+
+    def configure_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers by name. Their learning rates are the peak; the loop applies ``optimizer.schedule`` to each."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return {"main": build_optimizer(trained, self.config.optimizer)}
+
+    def optimize(self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int) -> dict[str, Tensor]:
+        """One optimizer step on this rank's share of the global batch; a GAN overrides this. Returns what is logged."""
+        (optimizer,) = optimizers.values()
+        optimizer.zero_grad(set_to_none=True)
+        logged: dict[str, Tensor] = {}
+        for piece, fraction in engine.micro_batches(batch):
+            values = engine.training_step(piece, step)
+            engine.backward(values["loss"] * fraction if fraction != 1.0 else values["loss"])
+            for name, value in values.items():
+                logged[name] = logged.get(name, 0.0) + value.detach() * fraction  # type: ignore[operator]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        logged["grad_norm"] = engine.clip(parameters, self.config.trainer.grad_clip)
+        optimizer.step()
+        return logged
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
+    """The optimizer the section names; fused, and so one kernel a step, where the device has it."""
+    common: dict[str, Any] = {"lr": section.lr, "betas": section.betas, "eps": section.eps, "weight_decay": section.weight_decay}
+    match section.name:
+        case "adam":
+            return torch.optim.Adam(parameters, fused=True, **common)
+        case "adamw":
+            return torch.optim.AdamW(parameters, fused=True, **common)
+        case "radam":
+            return torch.optim.RAdam(parameters, foreach=True, **common)
+
+
+def schedule_factor(schedule: Schedule, step: int) -> float:
+    """Learning-rate factor for optimizer step ``step`` (1 is the first), a pure function of the step."""
+    if step <= schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    if schedule.name == "constant":
+        return 1.0
+    assert schedule.decay_steps is not None
+    done = min(1.0, (step - schedule.warmup_steps) / (schedule.decay_steps - schedule.warmup_steps))
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.name == "cosine" else 1.0 - done
+    return schedule.final_ratio + (1 - schedule.final_ratio) * shape
