@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -28,8 +28,11 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The ``model:`` section that every system's own ``ModelConfig`` extends.
 
-    ``system`` is the name of a folder in ``models/``.
+    ``system`` is the name of a folder in ``models/``. ``live`` names the fields that a run may change while it goes on
+    (``--resume RUN --set``): loss weights and the like, never what shapes the network.
     """
+
+    live: ClassVar[tuple[str, ...]] = ()
 
     system: str
 

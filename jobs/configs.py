@@ -1,0 +1,73 @@
+"""From what was typed to a validated config: ``configs/<name>.yaml``, ``--set``, and where data, runs and weights lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models import registry
+from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
+from pipeline.errors import UserError, nearest
+from pipeline.shards import Manifest, read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def config_names() -> list[str]:
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+
+
+def load_named(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of ``configs/<name>.yaml`` with ``--set`` applied; UserError for an unknown name, key or type."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        names = config_names()
+        raise UserError(f"no config '{name}' in configs/.{nearest(name, names)} There are: {', '.join(names)}.")
+    return parse_tree(apply_overrides(read_yaml(path), overrides), f"configs/{name}.yaml")
+
+
+def load_frozen(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config a run was frozen with, and ``--set`` on top of it."""
+    return parse_tree(apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def parse_tree(tree: dict[str, Any], where: str) -> RunConfig:
+    model = tree.get("model")
+    system = model.get("system") if isinstance(model, dict) else None
+    if not isinstance(system, str):
+        raise UserError(f"{where}: 'model.system' is missing; it names a folder in models/: {', '.join(registry.systems())}.")
+    return parse_config(tree, registry.model_config_class(system), where)
+
+
+def runs_root(given: str | None) -> Path:
+    return Path(given or os.environ.get("SLURMPHONY_RUNS") or ROOT / "runs").absolute()
+
+
+def data_root(given: str | None) -> Path:
+    return Path(given or os.environ.get("SLURMPHONY_DATA") or ROOT / "data").absolute()
+
+
+def prepare_command(config: RunConfig) -> str:
+    dataset = config.data.recipe.split("_")[0]
+    codec = f" --codec {config.data.codec}" if config.data.codec else ""
+    return f"python data_prep/prepare.py {dataset} --source FOLDER --recipe {config.data.recipe}{codec}"
+
+
+def find_data(config: RunConfig, root: Path) -> Manifest:
+    """The manifest of the shards a config reads; UserError names the prepare command, or what lies there instead."""
+    folder = root / config.data.folder_name
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"no prepared data in {folder}; make it with: {prepare_command(config)} --out {root}")
+    manifest = read_manifest(folder)
+    if (manifest.recipe, manifest.codec) != (config.data.recipe, config.data.codec):
+        found = manifest.recipe if manifest.codec is None else f"{manifest.recipe} with codec {manifest.codec}"
+        raise UserError(
+            f"{folder} holds shards of {found}, this config reads {config.data.folder_name}; "
+            f"point --data at the right data root, or prepare them with: {prepare_command(config)} --out {root}"
+        )
+    if manifest.samples("train") == 0:
+        raise UserError(f"{folder} has no training samples; prepare it again from a source with a train split.")
+    return manifest

@@ -1,0 +1,80 @@
+"""How the processes of one attempt find each other: a port that is really free, published in the run folder.
+
+Rank 0 binds the store before anybody is told its address, so a taken port costs one try and never a hang. Candidates lie
+below 32768, where the kernel's ephemeral range begins, and are drawn from the attempt's key, so that a requeued job gets a fresh
+one. The published token tells an old address of a reused key from the present one.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import DistError, PrefixStore, TCPStore
+
+from pipeline.distributed import World, device_kind
+from pipeline.errors import RunFailed
+from pipeline.files import read_json, write_json
+from pipeline.runs import RunFolder
+
+PORTS = range(20000, 32768)
+JOIN_SECONDS = 300.0
+
+
+def candidate_ports(key: str, count: int = 64) -> list[int]:
+    """Ports to try, in order: a pure function of the attempt's key (job id, restart count)."""
+    return random.Random(key).sample(PORTS, count)
+
+
+def join(run: RunFolder, world: World, key: str, address: str) -> None:
+    """Make the default process group of this attempt.
+
+    Args:
+        key: equal on all ranks of an attempt, different for every attempt.
+        address: a name or IP of this host that the other ranks can reach (used on rank 0).
+
+    Raises RunFailed where no port can be bound or rank 0 is not found in time.
+    """
+    if world.size == 1:
+        return
+    path = run.path / "rendezvous" / f"{key}.json"
+    path.parent.mkdir(exist_ok=True)
+    timeout = timedelta(seconds=JOIN_SECONDS)
+    store = _serve(path, key, address) if world.rank == 0 else _find(path)
+    backend = "cpu:gloo,cuda:nccl" if device_kind() == "cuda" else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("slurmphony", store), rank=world.rank, world_size=world.size, timeout=timeout)
+    dist.barrier()
+    if world.rank == 0:
+        path.unlink(missing_ok=True)
+
+
+def _serve(path, key: str, address: str) -> TCPStore:  # type: ignore[no-untyped-def]
+    for port in candidate_ports(key):
+        try:
+            store = TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_SECONDS))
+        except DistError:  # the port is taken: bind is the test
+            continue
+        token = secrets.token_hex(8)
+        store.set("token", token)
+        write_json(path, {"address": address, "port": port, "token": token})
+        return store
+    raise RunFailed(f"no free port among {len(candidate_ports(key))} candidates on {address}; look at what listens there (ss -ltn)")
+
+
+def _find(path) -> TCPStore:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < deadline:
+        published = read_json(path)
+        if published:
+            try:
+                store = TCPStore(published["address"], published["port"], is_master=False, timeout=timedelta(seconds=10))
+                if store.get("token") == published["token"].encode():
+                    store.set_timeout(timedelta(seconds=JOIN_SECONDS))
+                    return store
+            except DistError:  # nobody there (any more): an address of a former attempt
+                time.sleep(0.5)
+        time.sleep(0.05)
+    raise RunFailed(f"rank 0 did not publish its address in {path} within {JOIN_SECONDS:.0f} s; look at rank 0's log")

@@ -1,0 +1,85 @@
+"""Cluster profile + run -> submitit parameters -> sbatch script. submitit writes the script; we decide what stands in it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import SlurmExecutor
+
+from jobs.clusters import Cluster, minutes
+from jobs.train_job import TrainJob
+from pipeline.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of SLURM for one run: ``nodes`` of ``gpus`` each, for ``time`` (H:MM:SS; None: the profile's)."""
+
+    nodes: int
+    gpus: int
+    time: str | None = None
+    dependency: str | None = None
+
+
+class _Planner(SlurmExecutor):
+    """Writes scripts on a machine without SLURM, too."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, Any]:
+    """submitit's parameters. One task a GPU, one srun inside one sbatch; what srun no longer inherits is said to it again."""
+    gres = f"gpu:{cluster.gpu_type}:{request.gpus}" if cluster.gpu_type else f"gpu:{request.gpus}"
+    memory = {"mem_per_gpu": cluster.mem_per_gpu} if cluster.mem_per_gpu else {}
+    optional = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos, "constraint": cluster.constraint}
+    return {
+        "job_name": run.path.parent.name,
+        "comment": f"slurmphony {run.name}",
+        "time": minutes(request.time or cluster.time),
+        "nodes": request.nodes,
+        "ntasks_per_node": request.gpus,
+        "cpus_per_task": cluster.cpus_per_gpu,
+        "gres": gres,
+        "signal_delay_s": cluster.signal_seconds,
+        "setup": setup_lines(run, cluster),
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        "wckey": None,
+        "additional_parameters": {"requeue": True, **({"exclusive": True} if cluster.exclusive else {})},
+        **({"dependency": request.dependency} if request.dependency else {}),
+        **memory,
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def setup_lines(run: RunFolder, cluster: Cluster) -> list[str]:
+    """Shell lines before srun; values are quoted, the profile's own ``setup`` lines are the user's words."""
+    exports = {
+        "PYTHONPATH": str(run.code),
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(max(1, cluster.cpus_per_gpu // 2)),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        **({"SLURMPHONY_WEIGHTS": cluster.weights} if cluster.weights else {}),
+        **cluster.environment,
+    }
+    return [*cluster.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exports.items())]
+
+
+def script(run: RunFolder, cluster: Cluster, request: Request) -> str:
+    """The sbatch script that ``submit`` would queue; only the file that submitit pickles the job into is not named yet."""
+    executor = _Planner(folder=run.logs, python=shlex.quote(sys.executable))
+    executor.update_parameters(**parameters(run, cluster, request))
+    return executor._make_submission_file_text(executor._submitit_command_str, "JOB")
+
+
+def submit(run: RunFolder, cluster: Cluster, request: Request) -> str:
+    """Queue the run; returns the job id."""
+    executor = submitit.SlurmExecutor(folder=run.logs, python=shlex.quote(sys.executable))
+    executor.update_parameters(**parameters(run, cluster, request))
+    return executor.submit(TrainJob(str(run.path))).job_id

@@ -1,0 +1,102 @@
+"""What runs on every task, on SLURM and on a laptop alike; holds no state but the run folder.
+
+SLURM: submitit unpickles a ``TrainJob`` and calls it. Locally: ``python -m jobs.train_job RUN`` by ``jobs.local``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.control import Stop, StopFlag
+from pipeline.errors import RunFailed, run_command
+from pipeline.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Train the run in ``path`` until it is complete or told to stop."""
+
+    path: str
+
+    def __call__(self) -> str:
+        with StopFlag().installed() as stop:
+            return run_attempt(RunFolder(Path(self.path)), stop).name
+
+
+def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:
+    """One attempt on this rank: lease, rendezvous, restore, train. Heavy imports happen here, after the handlers are in place."""
+    world, key, address = where_am_i()
+    import torch
+    import torch.distributed as dist
+
+    from jobs import rendezvous
+    from jobs.configs import load_frozen
+    from models import registry
+    from pipeline import checkpoint, rng
+    from pipeline.distributed import make_fabric
+    from pipeline.files import read_json
+    from pipeline.shards import read_manifest
+    from pipeline.trainer import Trainer
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    attempt = run.claim_attempt() if world.rank == 0 else None
+    rendezvous.join(run, world, key, address)
+    try:
+        config = load_frozen(run.config_file)
+        manifest = read_manifest(Path(read_json(run.launch_file)["data"]))
+        fabric = make_fabric(config.trainer, world)
+        torch.manual_seed(rng.key(config.seed, "initial weights"))
+        module = registry.part(config.model.system, "train_module").TrainModule(config, manifest.info)
+        if config.init_from and not checkpoint.steps(run.checkpoints):
+            checkpoint.load_weights(module, Path(config.init_from))
+        return Trainer(run, config, module, manifest, fabric, world, attempt, stop).fit()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def where_am_i():  # type: ignore[no-untyped-def]
+    """(World, key of this attempt, address of this host) from the launcher's or SLURM's environment."""
+    import socket
+
+    from pipeline.distributed import World
+
+    env = os.environ
+    if "SLURMPHONY_LAUNCH" in env:
+        size = int(env["WORLD_SIZE"])
+        return World(int(env["RANK"]), size, int(env["RANK"]), size, 0), env["SLURMPHONY_LAUNCH"], "127.0.0.1"
+    if "SLURM_PROCID" in env:
+        size = int(env["SLURM_NTASKS"])
+        world = World(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // int(env["SLURM_NNODES"]), int(env["SLURM_NODEID"]))
+        key = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
+        return world, key, env.get("SLURMD_NODENAME") or socket.gethostname()
+    return World(), "alone", "127.0.0.1"
+
+
+def die_with(parent: int) -> None:
+    """End this process when the launcher is gone: a rank must not train on beside its successor."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    if "SLURMPHONY_LAUNCH" in os.environ:
+        die_with(int(os.environ["SLURMPHONY_PARENT"]))
+    if len(sys.argv) != 2:
+        raise RunFailed("jobs.train_job takes one run folder; it is started by launch.py")
+    TrainJob(sys.argv[1])()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

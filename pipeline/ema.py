@@ -1,0 +1,54 @@
+"""Exponential moving average of the weights: what is validated, sampled from and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Average of a module's trainable parameters, ema <- decay ema + (1 - decay) weight, after every step.
+
+    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the first steps do not remember the random start.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._names = list(named)
+        self._weights = list(named.values())
+        self._average = [p.detach().clone() for p in self._weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._average, [p.detach() for p in self._weights], 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if set(state) != set(self._names):
+            differing = sorted(set(state) ^ set(self._names))
+            raise KeyError(f"EMA weights of another architecture: {', '.join(differing[:5])}")
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the module bears the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, average in zip(self._weights, self._average, strict=True):
+            kept = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(kept)

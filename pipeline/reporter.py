@@ -1,0 +1,132 @@
+"""What one attempt tells the world: journal, heartbeat, history and the line on the terminal. Rank 0 only.
+
+``step_done`` runs at every step and must cost next to nothing; everything slow is behind a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.control import Stop, StopFlag
+from pipeline.distributed import World
+from pipeline.journal import Journal
+from pipeline.progress import StepProgress
+from pipeline.runs import RunFolder
+
+HEARTBEAT_SECONDS = 2.0
+
+
+class Reporter:
+    def __init__(self, run: RunFolder, attempt: int, world: World, stop: StopFlag) -> None:
+        self._run, self._attempt, self._world, self._stop = run, attempt, world, stop
+        self._facts = ""
+        self._loss: float | None = None
+        self._waited = 0.0
+        self._steps = 0
+        self._since = time.perf_counter()
+        self._next_beat = 0.0
+        self._next_look = 0.0
+
+    def begin(self, step: int, total: int, data_identity: str, batch_size: int) -> None:
+        """Open the journal and say in the history that this attempt starts after ``step``."""
+        self._batch_size, self._total, self._start = batch_size, total, step
+        self._run.record(
+            "attempt",
+            attempt=self._attempt,
+            after_step=step,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            world_size=self._world.size,
+            nodes=self._world.nodes,
+            job_id=os.environ.get("SLURM_JOB_ID"),
+            data=data_identity,
+        )
+        self._journal = Journal(self._run.journal_file(self._attempt), self._attempt, step)
+        self._progress = StepProgress(self._run.path.parent.name, total, step)
+        if step:
+            self.say(f"resuming after step {step} (attempt {self._attempt})")
+        self._since = time.perf_counter()
+        self._beat(step, "training")
+
+    def step_done(self, step: int, waited: float) -> None:
+        self._steps += 1
+        self._waited += waited
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + 0.1
+        if self._progress.due():
+            self._progress.update(step, self._facts)
+        if now >= self._next_beat:
+            self._next_beat = now + HEARTBEAT_SECONDS
+            self._beat(step, "training")
+            if not self._run.holds_lease(self._attempt):
+                self._stop.raise_to(Stop.SUPERSEDED)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        own = {
+            "time/steps_per_s": self._steps / elapsed,
+            "time/samples_per_s": self._steps * self._batch_size / elapsed,
+            "time/data_wait": self._waited / elapsed,
+        }
+        self._journal.log(step, {**metrics, **own})
+        if self._journal.trouble:
+            self.say(f"warning: {self._journal.trouble}")
+            self._journal.trouble = None
+        self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._loss = metrics.get("train/loss")
+        self._facts = "" if self._loss is None else f"loss {self._loss:.4g}"
+
+    def log_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._journal.log(step, metrics)
+        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        self._restart_clock()
+
+    def event(self, name: str, **facts: Any) -> None:
+        self._run.record(name, attempt=self._attempt, **facts)
+
+    def may_write(self) -> bool:
+        return self._run.holds_lease(self._attempt)
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)
+
+    def saved(self, step: int, seconds: float) -> None:
+        self._journal.log(step, {"time/save_s": seconds})
+        self._restart_clock()
+
+    def end(self, step: int, stop: Stop, *, complete: bool) -> None:
+        """Close everything and write how the attempt ended into the history; a superseded attempt writes nothing."""
+        self._progress.update(step, self._facts)
+        self._progress.close()
+        if stop is not Stop.SUPERSEDED:
+            reason = "complete" if complete else stop.name.lower()
+            self._beat(step, reason)
+            self.event("end", reason=reason, step=step, gained=step - self._start)
+        self._journal.close()
+
+    def failed(self, step: int, message: str) -> None:
+        self._progress.close()
+        self._beat(step, "failed")
+        self.event("end", reason="failed", step=step, gained=step - self._start, message=message)
+        self._journal.close()
+
+    def _restart_clock(self) -> None:
+        """Validation and saving are not part of the step rate."""
+        self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def _beat(self, step: int, state: str) -> None:
+        self._run.beat(
+            attempt=self._attempt, state=state, step=step, total=self._total, loss=_finite(self._loss), rate=self._progress.rate,
+            world_size=self._world.size, host=socket.gethostname(), job_id=os.environ.get("SLURM_JOB_ID"),
+        )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | str | None:
+    return value if value is None or value - value == 0 else str(value)

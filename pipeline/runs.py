@@ -1,0 +1,142 @@
+"""The run folder: what a run is, where its parts lie, who may write to it, and what happened to it.
+
+    runs/<name>/<8 hex>/
+      config.yaml      the frozen config        history.jsonl   attempts, ends, changes: append-only
+      code/            what is running          lease.json      the attempt that may write
+      checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
+      metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
+
+Imports no torch: launch, status and sync read runs on machines that have none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import UserError, nearest
+from pipeline.files import append_line, read_json, read_lines, write_json
+
+RUN_ID = re.compile(r"[0-9a-f]{8}(-\d+)?")  # the identity; a sibling made by --new has a number behind it
+HEARTBEAT_STALE = 60.0  # seconds after which a writer on another host is taken for dead
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    config_file = property(lambda self: self.path / "config.yaml")
+    code = property(lambda self: self.path / "code")
+    history_file = property(lambda self: self.path / "history.jsonl")
+    lease_file = property(lambda self: self.path / "lease.json")
+    heartbeat_file = property(lambda self: self.path / "heartbeat.json")
+    launch_file = property(lambda self: self.path / "launch.json")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    metrics = property(lambda self: self.path / "metrics")
+    samples = property(lambda self: self.path / "samples")
+    figures = property(lambda self: self.path / "figures")
+    logs = property(lambda self: self.path / "logs")
+    evaluation_file = property(lambda self: self.path / "evaluation.json")
+
+    @property
+    def name(self) -> str:
+        """``dismix/1f3a9c2e``: config name and identity."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def create(self) -> None:
+        for folder in (self.checkpoints, self.metrics, self.samples, self.figures, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    # -- history ------------------------------------------------------------------------------------------------
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Append one event; durable when this returns."""
+        append_line(self.history_file, {"event": event, "time": round(time.time(), 3), **facts})
+
+    def history(self) -> list[dict[str, Any]]:
+        return read_lines(self.history_file)[0]
+
+    def last_end(self) -> dict[str, Any] | None:
+        """The end of the newest attempt, or None where it has none: it runs, or was killed."""
+        for event in reversed(self.history()):
+            if event["event"] == "end":
+                return event
+            if event["event"] == "attempt":
+                return None
+        return None
+
+    # -- who may write ------------------------------------------------------------------------------------------
+
+    def claim_attempt(self) -> int:
+        """Number a new attempt and take the lease. Whoever creates the attempt's journal first has the number."""
+        taken = [int(p.stem.removeprefix("attempt_")) for p in self.metrics.glob("attempt_*.jsonl")]
+        attempt = max(taken, default=0) + 1
+        while True:
+            try:
+                os.close(os.open(self.journal_file(attempt), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                break
+            except FileExistsError:
+                attempt += 1
+        process = psutil.Process()
+        holder = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+        write_json(self.lease_file, {"attempt": attempt, **holder})
+        return attempt
+
+    def holds_lease(self, attempt: int) -> bool:
+        """False once a later attempt has taken over: the older writer must stop."""
+        lease = read_json(self.lease_file)
+        return lease is None or lease["attempt"] <= attempt
+
+    def journal_file(self, attempt: int) -> Path:
+        return self.metrics / f"attempt_{attempt:03d}.jsonl"
+
+    def writer(self) -> dict[str, Any] | None:
+        """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides."""
+        lease = read_json(self.lease_file)
+        if lease is None or self.last_end() is not None:
+            return None
+        if lease["host"] != socket.gethostname():
+            heartbeat = read_json(self.heartbeat_file)
+            return lease if heartbeat and time.time() - heartbeat["time"] < HEARTBEAT_STALE else None
+        try:
+            process = psutil.Process(lease["pid"])
+            alive = process.create_time() == lease["started"] and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return lease if alive else None
+
+    # -- progress -----------------------------------------------------------------------------------------------
+
+    def beat(self, **facts: Any) -> None:
+        """Replace the heartbeat. Not fsynced: it is worth nothing after a power cut."""
+        write_json(self.heartbeat_file, {"time": round(time.time(), 3), **facts}, durable=False)
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        return read_json(self.heartbeat_file)
+
+
+def list_runs(root: Path) -> list[RunFolder]:
+    """All runs under ``root``, oldest first."""
+    found = [p.parent for p in root.glob("*/*/config.yaml") if RUN_ID.fullmatch(p.parent.name)]
+    return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "history.jsonl").stat().st_mtime)]
+
+
+def find_run(text: str, root: Path) -> RunFolder:
+    """A run by folder, by name (``dismix/1f3a9c2e``), or by a config's name (its newest run); UserError where there is none."""
+    for folder in (Path(text), root / text):
+        if (folder / "config.yaml").is_file() and (folder / "history.jsonl").is_file():
+            return RunFolder(folder.resolve())
+    of_config = [run for run in list_runs(root) if run.path.parent.name == text]
+    if of_config:
+        return of_config[-1]
+    names = [run.name for run in list_runs(root)]
+    if not names:
+        raise UserError(f"no run '{text}': {root} holds no runs yet; start one with: python jobs/launch.py dismix_demo")
+    raise UserError(f"no run '{text}' in {root}.{nearest(text, names)} Runs there: {', '.join(names[-10:])}.")

@@ -1,0 +1,252 @@
+"""The only training loop. Read ``fit`` from top to bottom: nothing happens in a step that does not stand there.
+
+What a step depends on is (config, weights, position in the data, step number) and nothing else, so a run that was killed
+anywhere goes on from its last checkpoint with the same data, the same noise, and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from pipeline import checkpoint as checkpoints
+from pipeline.config import RunConfig
+from pipeline.control import Stop, StopFlag
+from pipeline.distributed import Agreement, World
+from pipeline.ema import Ema
+from pipeline.engine import FabricEngine, to_device
+from pipeline.errors import RunFailed
+from pipeline.loader import Evaluation, Loader
+from pipeline.reporter import Reporter
+from pipeline.rng import seed_step
+from pipeline.runs import RunFolder
+from pipeline.shards import Manifest
+from pipeline.train_module import Batch, TrainModule, schedule_factor
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint's ``state.json`` holds beside the weights."""
+
+    step: int = 0
+    data: dict[str, Any] = field(default_factory=dict)  # the loader's state after the last trained step
+    validation_loss: float | None = None
+
+
+class Trainer:
+    """One attempt at a run on this rank.
+
+    Args:
+        attempt: number of the attempt, on rank 0; the other ranks write nothing and pass None.
+        stop: the flag that signal handlers set.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: RunConfig, module: TrainModule, manifest: Manifest, fabric: Fabric, world: World,
+        attempt: int | None, stop: StopFlag,
+    ) -> None:  # fmt: skip
+        self.run, self.config, self.manifest, self.world, self.stop = run, config, manifest, world, stop
+        self.fabric = fabric
+        self.module = module
+        self.at = Progress()
+        module.to(fabric.device)
+        self.raw_optimizers = module.configure_optimizers()
+        self.peak_rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.raw_optimizers.items()}
+        self.ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
+        self.agreement = Agreement(world)
+        self.reporter = Reporter(run, attempt, world, stop) if attempt is not None else None
+
+    def fit(self) -> Stop:
+        """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
+
+        Raises RunFailed where the loss is not finite any more.
+        """
+        self._restore()
+        wrapped, *optimizers = self.fabric.setup(self.module, *self.raw_optimizers.values())
+        engine = FabricEngine(self.fabric, wrapped, self.config.trainer.micro_batch)
+        optimizers_by_name = dict(zip(self.raw_optimizers, optimizers, strict=True))
+        section = self.config.trainer
+        start, loader = self.at.step, self._loader()
+        batches = iter(loader)
+        if self.reporter:
+            self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
+        agreed = Stop.NO
+        self.module.train()
+        while self.at.step < section.max_steps and agreed is Stop.NO:
+            step = self.at.step + 1
+            self.agreement.begin(self.stop.value)  # travels while the step computes
+            waiting = time.perf_counter()
+            batch = to_device(next(batches), self.fabric.device)
+            waited = time.perf_counter() - waiting
+            seed_step(self.config.seed, step, self.world.rank)
+            rate = self._set_learning_rate(step)
+            logged = self.module.optimize(engine, batch, optimizers_by_name, step)
+            if self.ema:
+                self.ema.update(step)
+            self.at.step = step
+            if self.reporter:
+                self.reporter.step_done(step, waited)
+            if step % section.log_every == 0 or step == section.max_steps:
+                self._log(step, logged, rate, loader)
+            agreed = Stop(self.agreement.result())
+            last = step == section.max_steps
+            if step % section.validate_every == 0 or last:
+                self._validate(step)
+            if section.sample_every and (step % section.sample_every == 0 or last):
+                self._sample(step)
+            if agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last:
+                self.at.data = loader.state_after(step - start)
+                self._save()
+        loader.close()
+        if self.reporter:
+            self.reporter.end(self.at.step, agreed, complete=self.at.step >= section.max_steps)
+        return Stop.NO if self.at.step >= section.max_steps else agreed
+
+    # -- where the run stands -----------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """Load the newest good checkpoint; rank 0 decides which one that is and the others follow."""
+        found: checkpoints.Checkpoint | None = None
+        if self.reporter:
+            checkpoints.sweep(self.run.checkpoints)
+            found, rejected = checkpoints.load_newest(self.run.checkpoints)
+            for sentence in rejected:
+                self.reporter.event("checkpoint_rejected", message=sentence)
+                print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        self.agreement.begin(found.step if found else 0)
+        step = self.agreement.result()
+        if step == 0:
+            return
+        loaded = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        self._load(loaded)
+
+    def _load(self, loaded: checkpoints.Checkpoint) -> None:
+        self.module.load_state_dict(loaded.parts["model"])
+        for name, optimizer in self.raw_optimizers.items():
+            optimizer.load_state_dict(loaded.parts[f"optimizer.{name}"])
+        if self.ema:
+            self.ema.load_state_dict(loaded.parts["ema"])
+        self.at = Progress(loaded.step, loaded.state["data"], loaded.state["validation_loss"])
+
+    def _save(self) -> None:
+        """Rank 0 writes; under data parallelism every rank holds the same weights. A failed write leaves the older ones."""
+        if self.reporter is None or not self.reporter.may_write():
+            return
+        parts = {"model": self.module.state_dict()}
+        parts |= {f"optimizer.{name}": optimizer.state_dict() for name, optimizer in self.raw_optimizers.items()}
+        if self.ema:
+            parts["ema"] = self.ema.state_dict()
+        began = time.perf_counter()
+        try:
+            checkpoints.save(self.run.checkpoints, checkpoints.Checkpoint(self.at.step, parts, asdict(self.at)))
+            checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
+        except OSError as error:
+            checkpoints.sweep(self.run.checkpoints)
+            message = f"checkpoint at step {self.at.step} could not be written ({error.strerror}); the older ones are intact"
+            self.reporter.event("save_failed", step=self.at.step, message=message)
+            self.reporter.say(f"warning: {message}")
+        self.reporter.saved(self.at.step, time.perf_counter() - began)
+
+    # -- parts of a step ----------------------------------------------------------------------------------------
+
+    def _loader(self) -> Loader:
+        loader = Loader(
+            self.manifest,
+            "train",
+            batch_size=self.config.data.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            position=self.at.data.get("position", 0),
+            skip=self.at.data.get("skip", ()),
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        if self.at.data:
+            loader.check(self.at.data)
+        return loader
+
+    def _evaluation(self, rank: int) -> Evaluation:
+        limit, size = self.config.trainer.validate_batches, self.config.data.batch_size
+        return Evaluation(self.manifest, "valid", batch_size=size, rank=rank, world_size=self.world.size, limit=limit)
+
+    def _set_learning_rate(self, step: int) -> float:
+        """Apply the schedule to every optimizer; returns the factor. A pure function of the step, so nothing is carried."""
+        factor = schedule_factor(self.config.optimizer.schedule, step)
+        for name, optimizer in self.raw_optimizers.items():
+            for group, peak in zip(optimizer.param_groups, self.peak_rates[name], strict=True):
+                group["lr"] = peak * factor
+        return factor
+
+    def _log(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader) -> None:
+        """Journal the mean over ranks; every rank sees the same values, so all of them stop where the loss is not finite."""
+        names = sorted(logged)
+        means = self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu()) / self.world.size
+        values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+        faults = loader.faults()
+        if self.reporter:
+            self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
+            for fault in faults:
+                self.reporter.event("data_fault", step=step, message=fault)
+                self.reporter.say(f"warning: {fault}")
+        if not math.isfinite(values["train/loss"]):
+            message = f"the loss is {values['train/loss']} at step {step}; lower optimizer.lr or set trainer.grad_clip, then resume"
+            if self.reporter:
+                self.reporter.failed(step, message)
+            raise RunFailed(f"{self.run.name}: {message}.")
+
+    def _validate(self, step: int) -> None:
+        """Exact means over the validation split, each rank taking its part of it, with the averaged weights where there are any."""
+        if self.manifest.samples("valid") == 0:
+            return
+        totals: dict[str, Tensor] = {}
+        count = 0
+        self.module.eval()
+        with torch.no_grad(), self._averaged_weights(), self.fabric.autocast():
+            for batch, size in self._validation_share():
+                values = self.module.validation_step(to_device(batch, self.fabric.device), step)
+                for name, value in values.items():
+                    totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * size
+                count += size
+        self.module.train()
+        means = self._mean_over_ranks(totals, count)
+        self.at.validation_loss = means["loss"]
+        if self.reporter:
+            self.reporter.log_validation(step, {f"valid/{name}": value for name, value in means.items()})
+
+    def _validation_share(self) -> Iterator[tuple[Batch, int]]:
+        """This rank's batches and their weights. A rank without any takes rank 0's first with no weight, to know the names."""
+        empty = True
+        for batch in self._evaluation(self.world.rank):
+            empty = False
+            yield batch, len(batch["position"])
+        if empty:
+            yield next(iter(self._evaluation(0))), 0
+
+    def _mean_over_ranks(self, totals: dict[str, Tensor], count: int) -> dict[str, float]:
+        names = sorted(totals)
+        sums = self.agreement.total(torch.stack([*(totals[n] for n in names), torch.tensor(count, dtype=torch.float64)]))
+        return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
+
+    def _averaged_weights(self) -> AbstractContextManager[None]:
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def _sample(self, step: int) -> None:
+        """Audio and pictures of the first validation batch; only rank 0, the others go on to the next collective."""
+        if self.reporter is None or self.manifest.samples("valid") == 0:
+            return
+        folder = self.run.samples / checkpoints.folder_name(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.module.eval()
+        with torch.no_grad(), self._averaged_weights():
+            self.module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
+        self.module.train()
