@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up they need. Without make: python3 jobs/setup_env.py demo, then jobs/demo.py.
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: help setup demo test soak lint bench clean
+
+help:
+	@echo "make demo   set-up + the main job on this machine: corpus, shards, training, figures, audio (about 10 minutes)"
+	@echo "make test   set-up + every test this machine can run"
+	@echo "make setup  .venv with everything;  also: make lint, bench, soak (hours)"
+
+setup:
+	@$(PYTHON) jobs/setup_env.py all
+
+demo:
+	@$(PYTHON) jobs/setup_env.py demo
+	@$(VENV)/python jobs/demo.py
+
+test: setup lint
+	@$(VENV)/python -m pytest -m "not soak"
+
+soak: setup
+	@$(VENV)/python -m pytest -m soak
+
+lint: setup
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+bench: setup
+	@$(VENV)/python benchmarks/loader.py
+	@$(VENV)/python benchmarks/trainer.py
+
+clean:
+	rm -rf .venv build *.egg-info

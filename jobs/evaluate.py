@@ -1,0 +1,52 @@
+"""A system's figures from a trained run: ``python jobs/evaluate.py RUN``; as a table, and as ``RUN/evaluation.json``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jobs.configs import runs_root
+from pipeline.errors import run_command
+from pipeline.files import write_json
+from pipeline.runs import find_run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python jobs/evaluate.py", description=__doc__)
+    parser.add_argument("run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)")
+    parser.add_argument("--out", metavar="DIR", help="where pictures and details go; default: the run's figures/")
+    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    args = parser.parse_args()
+    run = find_run(args.run, runs_root(args.runs))
+
+    from jobs.trained import load_trained
+    from models import registry
+
+    trained = load_trained(run)
+    out = Path(args.out) if args.out else run.figures
+    out.mkdir(parents=True, exist_ok=True)
+    figures = registry.part(trained.config.model.system, "evaluate").evaluate(trained.module, trained.manifest.folder, out)
+    write_json(run.evaluation_file, {"step": trained.step, "data": trained.manifest.identity, "figures": figures})
+    show(figures)
+    print(f"written to {run.evaluation_file}", file=sys.stderr)
+    print(run.evaluation_file)
+    return 0
+
+
+def show(figures: dict) -> None:  # type: ignore[type-arg]
+    """Figures as a table on stderr; a figure with an interval is ``{"value", "low", "high"}``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", "95 % interval")
+    for name, figure in figures.items():
+        if isinstance(figure, dict) and "value" in figure:
+            table.add_row(name, f"{figure['value']:.4g}", f"{figure['low']:.4g} .. {figure['high']:.4g}")
+        elif isinstance(figure, int | float):
+            table.add_row(name, f"{figure:.4g}", "")
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,49 @@
+"""Audio from a trained run: ``python jobs/generate.py RUN [the system's own inputs] --out DIR``.
+
+``python jobs/generate.py RUN --help`` shows what the run's system takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jobs.configs import load_frozen, runs_root
+from pipeline.errors import UserError, run_command
+from pipeline.runs import find_run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python jobs/generate.py", description=__doc__, add_help=False)
+    parser.add_argument("run", nargs="?", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)")
+    parser.add_argument("--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/")
+    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    common, rest = parser.parse_known_args()
+    if common.run is None:
+        parser.print_help(sys.stderr)
+        if rest in (["-h"], ["--help"]):
+            return 0
+        raise UserError("say which run: python jobs/generate.py dismix_demo --help shows what it takes.")
+    run = find_run(common.run, runs_root(common.runs))
+
+    from models import registry
+
+    system = registry.part(load_frozen(run.config_file).model.system, "generate")
+    full = argparse.ArgumentParser(prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__)
+    full.add_argument("-h", "--help", action="help", help="show this help and end")
+    system.add_arguments(full)
+    args = full.parse_args()
+
+    from jobs.trained import load_trained
+
+    trained = load_trained(run)
+    out = Path(common.out) if common.out else run.samples / "generated"
+    out.mkdir(parents=True, exist_ok=True)
+    for path in system.generate(trained.module, args, trained.manifest.folder, out):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
