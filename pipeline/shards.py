@@ -7,7 +7,8 @@
       manifest.json             written last; names every shard with its size and hash, and says what the data is
 
 Stock readers take the tars as a stream and cannot see a cut or a flipped header; this reader takes a sample with
-one `pread` by the index and checks it, so a damaged sample is found when it is read and named.
+one read by the index and checks it, so a damaged sample is found when it is read and named. Arrays go from the file
+straight to where the caller wants them (``samples.SplitReader``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from pipeline.errors import UserError
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u8"), ("xxh3_64", "<u8")])
+ENTRY = struct.Struct("<QQQ")  # one row of the index
 BLOCK = 512  # tar's block size
 
 
@@ -49,7 +55,10 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared dataset is. ``info`` is the recipe's own (instrument names, statistics) and reaches the train module."""
+    """What a prepared dataset is.
+
+    ``info`` is the recipe's own (instrument names, statistics) and reaches the train module.
+    """
 
     folder: Path
     dataset: str
@@ -82,75 +91,132 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         tree = json.loads(path.read_text())
         if tree["format"] != FORMAT:
-            raise UserError(f"{path} is of format {tree['format']}, this version reads {FORMAT}; prepare the dataset again.")
+            raise UserError(
+                f"{path} is of format {tree['format']}, this version reads {FORMAT}; prepare the dataset again."
+            )
         shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
         return Manifest(folder, tree["dataset"], tree["recipe"], tree["codec"], tree["info"], shards)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no prepared dataset (manifest.json is missing).") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); run prepare.py again, it rewrites what is not intact.") from None
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run prepare.py again: it rewrites what is not intact."
+        ) from None
 
 
 class ShardReader:
-    """Random access to one shard's samples, each checked as it is read.
+    """Random access to one shard's samples, each checked as it is read; nothing of the index is kept in memory.
 
-    Raises DamagedSample for a tar or index whose size is not the manifest's (at open) and for a sample whose checksum differs (at read).
+    Raises DamagedSample for a tar that is missing or not of the manifest's size, for an index that is missing or not
+    the manifest's (with ``verify``; once a process is enough, since every sample has its own checksum), and for a sample
+    whose checksum differs. Raises OSError where the file system fails in another way.
     """
 
-    def __init__(self, folder: Path, info: ShardInfo) -> None:
+    def __init__(self, folder: Path, info: ShardInfo, verify: bool = True) -> None:
         self.info = info
         self.path = folder / f"{info.name}.tar"
         index_path = folder / f"{info.name}.index.npy"
+        self._files: list[int] = []
         try:
-            raw = index_path.read_bytes()
-            if xxhash.xxh3_128_hexdigest(raw) != info.index_hash:
-                raise DamagedSample(f"{index_path}: not the bytes that the manifest names")
-            self.index = np.load(io.BytesIO(raw), allow_pickle=False)
-            self._fd = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise DamagedSample(f"{error.filename or self.path}: {error.strerror}") from error
-        size = os.fstat(self._fd).st_size
-        if size != info.tar_size:
-            os.close(self._fd)
-            raise DamagedSample(f"{self.path}: {size} bytes, the manifest says {info.tar_size}")
+            for path in (index_path, self.path):
+                self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self._index, self._tar = self._files
+            self._first_row = os.fstat(self._index).st_size - info.samples * INDEX_DTYPE.itemsize
+            if verify:
+                self._verify_index(index_path)
+            size = os.fstat(self._tar).st_size
+            if size != info.tar_size:
+                raise DamagedSample(f"{self.path}: {size} bytes, the manifest says {info.tar_size}")
+        except FileNotFoundError as error:
+            self.close()
+            raise DamagedSample(f"{error.filename}: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _verify_index(self, path: Path) -> None:
+        raw = _pread(self._index, os.fstat(self._index).st_size, 0)
+        if xxhash.xxh3_128_hexdigest(raw) != self.info.index_hash:
+            raise DamagedSample(f"{path}: not the bytes that the manifest names")
+        index = np.load(io.BytesIO(raw), allow_pickle=False)
+        if index.dtype != INDEX_DTYPE or index.shape != (self.info.samples,):
+            raise DamagedSample(f"{path}: {index.dtype} {index.shape}, the manifest says {self.info.samples} samples")
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.info.samples
 
     def close(self) -> None:
-        os.close(self._fd)
+        while self._files:
+            os.close(self._files.pop())
+
+    def entry(self, row: int) -> tuple[int, int, int]:
+        """Offset and size in bytes of sample ``row`` in the tar, and its xxh3_64."""
+        if not 0 <= row < self.info.samples:
+            raise IndexError(f"{self.path} has samples 0..{self.info.samples - 1}, not {row}")
+        raw = os.pread(self._index, ENTRY.size, self._first_row + row * ENTRY.size)
+        if len(raw) != ENTRY.size:
+            raise DamagedSample(f"{self.path}: its index ends before sample {row}")
+        return ENTRY.unpack(raw)
 
     def read(self, row: int) -> bytes:
         """The raw tar members of sample ``row``, checked."""
-        entry = self.index[row]
-        offset, size = int(entry["offset"]), int(entry["size"])
-        raw = os.pread(self._fd, size, offset)
-        if len(raw) != size or xxhash.xxh3_64_intdigest(raw) != int(entry["xxh3_64"]):
+        offset, size, checksum = self.entry(row)
+        raw = _pread(self._tar, size, offset) if offset + size <= self.info.tar_size else b""
+        if len(raw) != size or xxhash.xxh3_64_intdigest(raw) != checksum:
             raise DamagedSample(f"{self.path}: sample {row} (bytes {offset}..{offset + size}) is not what was written")
         return raw
 
+    def scatter(self, entry: tuple[int, int, int], buffers: list[Any]) -> bool:
+        """Read one sample's bytes into ``buffers``, one after the other; whether they are what was written."""
+        offset, size, checksum = entry
+        if os.preadv(self._tar, buffers, offset) != size:
+            return False
+        digest = xxhash.xxh3_64()
+        for buffer in buffers:
+            digest.update(buffer)
+        return digest.intdigest() == checksum
+
+
+def _pread(file: int, size: int, offset: int) -> bytes:
+    """``size`` bytes, or fewer at the end of the file: one call may return less than it was asked for."""
+    pieces = [os.pread(file, size, offset)]
+    while (got := sum(map(len, pieces))) < size and pieces[-1]:
+        pieces.append(os.pread(file, size - got, offset + got))
+    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
 
 def members(raw: bytes) -> dict[str, memoryview]:
-    """``{"__key__": ..., "mel.npy": bytes, ...}`` from the raw tar members of one sample (already checked, ours: ustar)."""
-    view, fields, at = memoryview(raw), {}, 0
-    while at < len(raw):
-        name = bytes(view[at : at + 100]).rstrip(b"\0").decode()
-        size = int(bytes(view[at + 124 : at + 135]), 8)
-        key, _, field = name.partition(".")
-        fields.setdefault("__key__", memoryview(key.encode()))
-        fields[field] = view[at + BLOCK : at + BLOCK + size]
-        at += BLOCK + -(-size // BLOCK) * BLOCK
+    """``{"__key__": ..., "mel.npy": bytes, ...}`` from the raw tar members of one sample (checked, and ours: ustar)."""
+    view = memoryview(raw)
+    fields: dict[str, memoryview] = {}
+    for key, field, start, size in walk(raw):
+        fields.setdefault("__key__", memoryview(key))
+        fields[field.decode()] = view[start : start + size]
     return fields
 
 
+def walk(raw: bytes) -> Iterator[tuple[bytes, bytes, int, int]]:
+    """Key, field, start of the payload and its size in bytes, of every member in turn."""
+    at = 0
+    while at < len(raw):
+        key, _, field = raw[at : at + 100].rstrip(b"\0").partition(b".")
+        size = int(raw[at + 124 : at + 135], 8)
+        yield key, field, at + BLOCK, size
+        at += BLOCK + padded(size)
+
+
+def padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
 def decode(fields: dict[str, memoryview]) -> dict[str, Any]:
-    """Members by their extension: ``.npy`` to an array (never pickled), ``.json`` to an object; the extension is dropped."""
+    """Members by their extension, which is dropped: ``.npy`` to an array (never unpickled), ``.json`` to an object."""
     sample: dict[str, Any] = {}
     for name, payload in fields.items():
         stem, _, extension = name.rpartition(".")
         match extension:
             case "npy":
-                sample[stem] = np.load(io.BytesIO(payload), allow_pickle=False)
+                sample[stem] = npy_array(payload).copy()
             case "json":
                 sample[stem or "json"] = json.loads(bytes(payload))
             case "__key__":
@@ -158,3 +224,28 @@ def decode(fields: dict[str, memoryview]) -> dict[str, Any]:
             case _:
                 raise ValueError(f"a member .{extension} has no decoder here; known: .npy, .json")
     return sample
+
+
+def npy_array(payload: memoryview) -> np.ndarray:
+    """A read-only view of the array in a .npy file; ValueError where it is none, or not of plain numbers."""
+    dtype, shape, fortran, start = npy_header(bytes(payload[: npy_start(payload)]))
+    flat = np.frombuffer(payload, dtype, offset=start, count=math.prod(shape))
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def npy_start(payload: memoryview) -> int:
+    """Where the numbers begin: after magic (6 bytes), version (2), header length (2; since version 2: 4) and header."""
+    at = 12 if payload[6] > 1 else 10
+    return at + int.from_bytes(payload[8:at], "little")
+
+
+@lru_cache(maxsize=256)  # the samples of a recipe share a few headers
+def npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """dtype, shape, whether in Fortran order, and the header's length; ValueError for objects (nothing is unpickled)."""
+    file = io.BytesIO(header)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"an array of {dtype}; only plain numbers are read")
+    return dtype, shape, fortran, len(header)
