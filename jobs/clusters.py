@@ -32,8 +32,8 @@ class Cluster(Section):
     mem_per_gpu: str | None = None
     exclusive: bool = False
     signal_seconds: int = Field(120, gt=0)
-    environment: dict[EnvironmentName, str] = {}
-    setup: list[str] = []
+    environment: dict[EnvironmentName, str] = Field(default_factory=dict)
+    setup: list[str] = Field(default_factory=list)
     data: str | None = None
     runs: str | None = None
     weights: str | None = None
@@ -48,14 +48,18 @@ def load_cluster(name: str) -> Cluster:
     path = PROFILES / f"{name}.yaml"
     if name not in profile_names():
         names = profile_names()
-        raise UserError(f"no cluster '{name}' in configs/clusters/.{nearest(name, names)} There are: {', '.join(names)}.")
+        raise UserError(
+            f"no cluster '{name}' in configs/clusters/.{nearest(name, names)} There are: {', '.join(names)}."
+        )
     try:
         return Cluster.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         valid = ", ".join(Cluster.model_fields)
-        raise UserError(f"configs/clusters/{name}.yaml: '{where}': {first['msg'].lower()}. Valid keys: {valid}.") from None
+        raise UserError(
+            f"configs/clusters/{name}.yaml: '{where}': {first['msg'].lower()}. Valid keys: {valid}."
+        ) from None
 
 
 def choose_cluster(given: str | None, *, dry_run: bool) -> tuple[str, str]:
@@ -65,7 +69,10 @@ def choose_cluster(given: str | None, *, dry_run: bool) -> tuple[str, str]:
     if shutil.which("sbatch"):
         return "default", "sbatch is on the PATH; --cluster NAME chooses a profile"
     if dry_run:
-        return "default", "no sbatch on the PATH; shown is the script of the profile 'default', --cluster NAME chooses another"
+        return (
+            "default",
+            "no sbatch on the PATH; shown is the script of the profile 'default', --cluster NAME chooses another",
+        )
     return "local", "no sbatch on the PATH"
 
 

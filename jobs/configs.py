@@ -38,7 +38,9 @@ def parse_tree(tree: dict[str, Any], where: str) -> RunConfig:
     model = tree.get("model")
     system = model.get("system") if isinstance(model, dict) else None
     if not isinstance(system, str):
-        raise UserError(f"{where}: 'model.system' is missing; it names a folder in models/: {', '.join(registry.systems())}.")
+        raise UserError(
+            f"{where}: 'model.system' is missing; it names a folder in models/: {', '.join(registry.systems())}."
+        )
     return parse_config(tree, registry.model_config_class(system), where)
 
 

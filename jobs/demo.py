@@ -41,16 +41,37 @@ def main() -> int:
         RAW_DONE.touch()
     recipe = ("--recipe", "cocochorales_simple_demo")
     step("into shards", "data_prep/prepare.py", "cocochorales", "--source", RAW, *recipe, "--workers", "2")
-    folder = Path(step("training DisMix, two data-parallel processes", "jobs/launch.py", "dismix_demo", "--cluster", "local", "--gpus", str(PROCESSES)))
+    folder = Path(
+        step(
+            "training DisMix, two data-parallel processes",
+            "jobs/launch.py",
+            "dismix_demo",
+            "--cluster",
+            "local",
+            "--gpus",
+            str(PROCESSES),
+        )
+    )
     step("figures on held-out mixtures", "jobs/evaluate.py", folder)
     out = folder / "samples" / "swap"
-    step("two notes change their instruments", "jobs/generate.py", folder, "--sample", "0", "--swap-timbre", "0", "1", "--out", out)
+    step(
+        "two notes change their instruments",
+        "jobs/generate.py",
+        folder,
+        "--sample",
+        "0",
+        "--swap-timbre",
+        "0",
+        "1",
+        "--out",
+        out,
+    )
     figures = json.loads((folder / "evaluation.json").read_text())["figures"]
     summary(folder, out, figures, time.monotonic() - began)
     return 0
 
 
-def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:  # type: ignore[type-arg]
+def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:
     run = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     print(f"\nDone in {seconds / 60:.1f} minutes.\n")
     print(f"  corpus        {RAW}")
@@ -61,7 +82,9 @@ def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:  # 
     print("\nHeld-out tracks, sources manipulated one by one:")
     for name, figure in figures.items():
         if isinstance(figure, dict) and "value" in figure:
-            print(f"  {name:44s} {100 * figure['value']:5.1f} %   ({100 * figure['low']:.1f} .. {100 * figure['high']:.1f})")
+            print(
+                f"  {name:44s} {100 * figure['value']:5.1f} %   ({100 * figure['low']:.1f} .. {100 * figure['high']:.1f})"
+            )
     print(f"""
 Next:
   python jobs/launch.py dismix_demo                       says that the run is complete

@@ -14,7 +14,9 @@ from pipeline.runs import find_run
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python jobs/evaluate.py", description=__doc__)
-    parser.add_argument("run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)")
+    parser.add_argument(
+        "run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)"
+    )
     parser.add_argument("--out", metavar="DIR", help="where pictures and details go; default: the run's figures/")
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
     args = parser.parse_args()
@@ -26,7 +28,9 @@ def main() -> int:
     trained = load_trained(run)
     out = Path(args.out) if args.out else run.figures
     out.mkdir(parents=True, exist_ok=True)
-    figures = registry.part(trained.config.model.system, "evaluate").evaluate(trained.module, trained.manifest.folder, out)
+    figures = registry.part(trained.config.model.system, "evaluate").evaluate(
+        trained.module, trained.manifest.folder, out
+    )
     write_json(run.evaluation_file, {"step": trained.step, "data": trained.manifest.identity, "figures": figures})
     show(figures)
     print(f"written to {run.evaluation_file}", file=sys.stderr)
@@ -34,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def show(figures: dict) -> None:  # type: ignore[type-arg]
+def show(figures: dict) -> None:
     """Figures as a table on stderr; a figure with an interval is ``{"value", "low", "high"}``."""
     from rich.console import Console
     from rich.table import Table

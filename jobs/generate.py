@@ -16,8 +16,12 @@ from pipeline.runs import find_run
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python jobs/generate.py", description=__doc__, add_help=False)
-    parser.add_argument("run", nargs="?", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)")
-    parser.add_argument("--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/")
+    parser.add_argument(
+        "run", nargs="?", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/"
+    )
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
     common, rest = parser.parse_known_args()
     if common.run is None:
@@ -30,7 +34,9 @@ def main() -> int:
     from models import registry
 
     system = registry.part(load_frozen(run.config_file).model.system, "generate")
-    full = argparse.ArgumentParser(prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__)
+    full = argparse.ArgumentParser(
+        prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__
+    )
     full.add_argument("-h", "--help", action="help", help="show this help and end")
     system.add_arguments(full)
     args = full.parse_args()

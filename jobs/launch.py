@@ -34,23 +34,40 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         epilog="The run folder's path is the last line on stdout. Exit 0: done; 1: it ran and failed; 2: your mistake.",
     )
     parser.add_argument("name", nargs="?", help="a file in configs/, without .yaml")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run (folder, name or config), possibly with changed --set values")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="with --resume: go back to this step first; later ones are kept aside")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a run (folder, name or config), possibly with changed --set values"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=int,
+        metavar="STEP",
+        help="with --resume: go back to this step first; later ones are kept aside",
+    )
     parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument("--gpus", type=int, metavar="N", help="per node; one process each (local without GPUs: CPU processes)")
-    parser.add_argument("--cluster", metavar="NAME", help="a file in configs/clusters/; left out: SLURM where sbatch is, else local")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="per node; one process each (local without GPUs: CPU processes)"
+    )
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="a file in configs/clusters/; left out: SLURM where sbatch is, else local"
+    )
     parser.add_argument("--time", metavar="H:MM:SS", help="time limit on SLURM; default: the profile's")
     parser.add_argument("--strategy", choices=("ddp", "deepspeed"), help="short for --set trainer.strategy=...")
     parser.add_argument("--data", metavar="DIR", help="data root; default: SLURMPHONY_DATA, the profile's, or data/")
-    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS, the profile's, or runs/")
+    parser.add_argument(
+        "--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS, the profile's, or runs/"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--new", action="store_true", help="make a sibling of a run that exists already")
     parser.add_argument("--dry-run", action="store_true", help="print what would be queued and make nothing")
     parser.add_argument("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
-    parser.add_argument("--no-preflight", action="store_true", help="do not check the data, the space and the permissions first")
+    parser.add_argument(
+        "--no-preflight", action="store_true", help="do not check the data, the space and the permissions first"
+    )
     args = parser.parse_args(words)
     if (args.name is None) == (args.resume is None):
-        raise UserError("say what to launch: a config's name (python jobs/launch.py dismix_demo), or --resume RUN, one of the two.")
+        raise UserError(
+            "say what to launch: a config's name (python jobs/launch.py dismix_demo), or --resume RUN, one of the two."
+        )
     if args.checkpoint is not None and args.resume is None:
         raise UserError("--checkpoint goes with --resume RUN: it says to which step that run goes back.")
     for flag in ("nodes", "gpus"):
@@ -152,7 +169,9 @@ def plan_resume(args: argparse.Namespace, cluster_name: str, cluster: Cluster) -
     manifest = find_data(config, data_root(args.data) if args.data else data.parent)
     trained_on = next((e["data"] for e in reversed(run.history()) if e["event"] == "attempt"), manifest.identity)
     if manifest.identity != trained_on:
-        raise UserError(f"{manifest.folder} is not the data that {run.name} was trained on; point --data at that, or launch a new run.")
+        raise UserError(
+            f"{manifest.folder} is not the data that {run.name} was trained on; point --data at that, or launch a new run."
+        )
     return Plan(run, config, manifest, cluster_name, cluster, args.nodes, width(args, cluster))
 
 
@@ -161,7 +180,11 @@ def refuse_other_run(run: RunFolder, old: RunConfig, new: RunConfig) -> None:
     changed = differences(old, new)
     live = {f"model.{name}" for name in type(new.model).live} | {"data.workers"}
     fixed = {"optimizer.name", "trainer.strategy"}
-    refused = {k: v for k, v in changed.items() if k not in live and (k in fixed or not k.startswith(("trainer.", "optimizer.")))}
+    refused = {
+        k: v
+        for k, v in changed.items()
+        if k not in live and (k in fixed or not k.startswith(("trainer.", "optimizer.")))
+    }
     if refused:
         shown = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
         raise UserError(
@@ -191,7 +214,9 @@ def already_there(plan: Plan, args: argparse.Namespace) -> int | None:
         time.sleep(0.1)
     if writer:
         at = run.heartbeat() or {}
-        say(f"{run.name} is running on {writer['host']} (process {writer['pid']}), step {at.get('step', '?')}/{at.get('total', '?')}.")
+        say(
+            f"{run.name} is running on {writer['host']} (process {writer['pid']}), step {at.get('step', '?')}/{at.get('total', '?')}."
+        )
         if not args.wait:
             say("--wait stays until it ends.")
             print(run.path)
@@ -201,7 +226,9 @@ def already_there(plan: Plan, args: argparse.Namespace) -> int | None:
     rewinding = args.checkpoint is not None
     if end and end["reason"] == "complete" and end["step"] >= plan.config.trainer.max_steps and not rewinding:
         say(f"{run.name} is complete at step {end['step']}.")
-        say(f"next: python jobs/evaluate.py {run.name}, or go on with --set trainer.max_steps=..., or --new for another run.")
+        say(
+            f"next: python jobs/evaluate.py {run.name}, or go on with --set trainer.max_steps=..., or --new for another run."
+        )
         print(run.path)
         return 0
     return None
@@ -226,7 +253,9 @@ def prepare_folder(plan: Plan, args: argparse.Namespace) -> None:
     try:
         run.create()
     except OSError as error:
-        raise UserError(f"{run.path} cannot be made: {error.strerror}; choose a folder for runs with --runs.") from error
+        raise UserError(
+            f"{run.path} cannot be made: {error.strerror}; choose a folder for runs with --runs."
+        ) from error
     if new:
         run.record("created", config=plan.config.model_dump(mode="json"))
     elif changed := differences(load_frozen(run.config_file), plan.config):
@@ -239,7 +268,9 @@ def prepare_folder(plan: Plan, args: argparse.Namespace) -> None:
     taken = snapshot.take(ROOT, run.code)
     last = next((e for e in reversed(run.history()) if e["event"] == "code"), None)
     if last is None or last["hash"] != taken.hash:
-        run.record("code", hash=taken.hash, commit=taken.commit, uncommitted_changes=taken.changed, left_out=taken.left_out)
+        run.record(
+            "code", hash=taken.hash, commit=taken.commit, uncommitted_changes=taken.changed, left_out=taken.left_out
+        )
     host = {"data": str(plan.manifest.folder), "cluster": plan.cluster_name, "nodes": plan.nodes, "gpus": plan.gpus}
     write_json(run.launch_file, host)
 
@@ -253,7 +284,9 @@ def rewind(run: RunFolder, step: int) -> None:
     """Set later checkpoints aside, so that the run goes on from ``step``; nothing is deleted."""
     present = read_steps(run)
     if step not in present:
-        raise UserError(f"{run.name} has no checkpoint at step {step}; it has: {', '.join(map(str, present)) or 'none'}.")
+        raise UserError(
+            f"{run.name} has no checkpoint at step {step}; it has: {', '.join(map(str, present)) or 'none'}."
+        )
     aside = run.path / "rewound" / time.strftime("%Y%m%d-%H%M%S")
     for later in (s for s in present if s > step):
         aside.mkdir(parents=True, exist_ok=True)

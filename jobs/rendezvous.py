@@ -11,14 +11,16 @@ import random
 import secrets
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed import DistError, PrefixStore, TCPStore
 
-from pipeline.distributed import World, device_kind
+from pipeline.distributed import device_kind
 from pipeline.errors import RunFailed
 from pipeline.files import read_json, write_json
 from pipeline.runs import RunFolder
+from pipeline.world import World
 
 PORTS = range(20000, 32768)
 JOIN_SECONDS = 300.0
@@ -45,32 +47,40 @@ def join(run: RunFolder, world: World, key: str, address: str) -> None:
     timeout = timedelta(seconds=JOIN_SECONDS)
     store = _serve(path, key, address) if world.rank == 0 else _find(path)
     backend = "cpu:gloo,cuda:nccl" if device_kind() == "cuda" else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("slurmphony", store), rank=world.rank, world_size=world.size, timeout=timeout)
+    dist.init_process_group(
+        backend, store=PrefixStore("slurmphony", store), rank=world.rank, world_size=world.size, timeout=timeout
+    )
     dist.barrier()
     if world.rank == 0:
         path.unlink(missing_ok=True)
 
 
-def _serve(path, key: str, address: str) -> TCPStore:  # type: ignore[no-untyped-def]
+def _serve(path: Path, key: str, address: str) -> TCPStore:
     for port in candidate_ports(key):
         try:
-            store = TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_SECONDS))
+            store = TCPStore(
+                address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_SECONDS)
+            )
         except DistError:  # the port is taken: bind is the test
             continue
         token = secrets.token_hex(8)
         store.set("token", token)
         write_json(path, {"address": address, "port": port, "token": token})
         return store
-    raise RunFailed(f"no free port among {len(candidate_ports(key))} candidates on {address}; look at what listens there (ss -ltn)")
+    raise RunFailed(
+        f"no free port among {len(candidate_ports(key))} candidates on {address}; look at what listens there (ss -ltn)"
+    )
 
 
-def _find(path) -> TCPStore:  # type: ignore[no-untyped-def]
+def _find(path: Path) -> TCPStore:
     deadline = time.monotonic() + JOIN_SECONDS
     while time.monotonic() < deadline:
         published = read_json(path)
         if published:
             try:
-                store = TCPStore(published["address"], published["port"], is_master=False, timeout=timedelta(seconds=10))
+                store = TCPStore(
+                    published["address"], published["port"], is_master=False, timeout=timedelta(seconds=10)
+                )
                 if store.get("token") == published["token"].encode():
                     store.set_timeout(timedelta(seconds=JOIN_SECONDS))
                     return store

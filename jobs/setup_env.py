@@ -29,14 +29,20 @@ def suitable_python():
         found = shutil.which("python3.%d" % minor)
         if found:
             return found
-    give_up("Python %d.%d or newer is needed and none is on the PATH (this is %d.%d); install python3.11 and type the same again."
-            % (OLDEST + sys.version_info[:2]))
+    give_up(
+        "Python %d.%d or newer is needed and none is on the PATH (this is %d.%d); install python3.11 and type the same again."
+        % (OLDEST + sys.version_info[:2])
+    )
 
 
 def make_venv(python):
-    probe = subprocess.run([python, "-c", "import venv, ensurepip"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    probe = subprocess.run(
+        [python, "-c", "import venv, ensurepip"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     if probe.returncode:
-        give_up("this Python has no venv module; on Debian and Ubuntu: sudo apt install python3-venv, then type the same again.")
+        give_up(
+            "this Python has no venv module; on Debian and Ubuntu: sudo apt install python3-venv, then type the same again."
+        )
     if subprocess.run([python, "-m", "venv", VENV]).returncode:
         give_up("%s could not be made (see above); remove it and type the same again." % VENV)
 
@@ -50,9 +56,19 @@ def fingerprint(target):
 
 
 def pip(python, *words):
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", os.path.join(ROOT, "constraints.txt")]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        os.path.join(ROOT, "constraints.txt"),
+    ]
     if subprocess.run(command + list(words), stdout=subprocess.DEVNULL if "-q" in words else None).returncode:
-        give_up("an install failed (see above); if the network was away, type the same again: it goes on where it stopped.")
+        give_up(
+            "an install failed (see above); if the network was away, type the same again: it goes on where it stopped."
+        )
 
 
 def free_torchaudio_from_cuda(python):

@@ -37,7 +37,12 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
     """submitit's parameters. One task a GPU, one srun inside one sbatch; what srun no longer inherits is said to it again."""
     gres = f"gpu:{cluster.gpu_type}:{request.gpus}" if cluster.gpu_type else f"gpu:{request.gpus}"
     memory = {"mem_per_gpu": cluster.mem_per_gpu} if cluster.mem_per_gpu else {}
-    optional = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos, "constraint": cluster.constraint}
+    optional = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+    }
     return {
         "job_name": run.path.parent.name,
         "comment": f"slurmphony {run.name}",

@@ -70,7 +70,12 @@ def _files(root: Path) -> list[Path]:
     if listed is not None and listed:
         found = [Path(name) for name in listed.split("\0") if name and (root / name).is_file()]
     else:  # an unpacked archive, or a snapshot itself
-        found = [p.relative_to(root) for part in PARTS for p in (root / part).rglob("*") if p.suffix in (".py", ".yaml", ".md")]
+        found = [
+            p.relative_to(root)
+            for part in PARTS
+            for p in (root / part).rglob("*")
+            if p.suffix in (".py", ".yaml", ".md")
+        ]
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ SLURM: submitit unpickles a ``TrainJob`` and calls it. Locally: ``python -m jobs
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from pipeline.control import Stop, StopFlag
 from pipeline.errors import RunFailed, run_command
 from pipeline.runs import RunFolder
+from pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,21 @@ def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:
             dist.destroy_process_group()
 
 
-def where_am_i():  # type: ignore[no-untyped-def]
+def where_am_i() -> tuple[World, str, str]:
     """(World, key of this attempt, address of this host) from the launcher's or SLURM's environment."""
-    import socket
-
-    from pipeline.distributed import World
-
     env = os.environ
     if "SLURMPHONY_LAUNCH" in env:
         size = int(env["WORLD_SIZE"])
         return World(int(env["RANK"]), size, int(env["RANK"]), size, 0), env["SLURMPHONY_LAUNCH"], "127.0.0.1"
     if "SLURM_PROCID" in env:
         size = int(env["SLURM_NTASKS"])
-        world = World(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // int(env["SLURM_NNODES"]), int(env["SLURM_NODEID"]))
+        world = World(
+            int(env["SLURM_PROCID"]),
+            size,
+            int(env["SLURM_LOCALID"]),
+            size // int(env["SLURM_NNODES"]),
+            int(env["SLURM_NODEID"]),
+        )
         key = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
         return world, key, env.get("SLURMD_NODENAME") or socket.gethostname()
     return World(), "alone", "127.0.0.1"

@@ -26,7 +26,9 @@ def systems() -> list[str]:
 def part(system: str, module: str) -> ModuleType:
     """``models.<system>.<module>``; UserError where there is no such system."""
     if system not in systems():
-        raise UserError(f"no system '{system}' in models/.{nearest(system, systems())} There are: {', '.join(systems())}.")
+        raise UserError(
+            f"no system '{system}' in models/.{nearest(system, systems())} There are: {', '.join(systems())}."
+        )
     return importlib.import_module(f"models.{system}.{module}")
 
 

@@ -70,7 +70,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     skeletons = {}
     for name, part in checkpoint.parts.items():
         tensors: dict[str, Tensor] = {}
-        skeletons[name] = _take_tensors(part, tensors, "")
+        skeletons[name] = _take_tensors(part, tensors, name)
         save_file(tensors, aside / f"{name}.safetensors")
     text = json.dumps({**checkpoint.state, "step": checkpoint.step, "parts": skeletons}, indent=1)
     (aside / "state.json").write_text(text)
@@ -119,7 +119,7 @@ def steps(folder: Path) -> list[int]:
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest good checkpoint, and a sentence for each newer one that was bad and has been set aside."""
-    rejected = []
+    rejected: list[str] = []
     for step in reversed(steps(folder)):
         path = folder / folder_name(step)
         try:
@@ -170,7 +170,9 @@ def _take_tensors(tree: Any, tensors: dict[str, Tensor], path: str) -> Any:
         tensors[path] = tree.detach().cpu().contiguous()
         return {TENSOR: path}
     if isinstance(tree, Mapping):
-        pairs = [[key, _take_tensors(value, tensors, f"{path}.{key}" if path else str(key))] for key, value in tree.items()]
+        pairs = [
+            [key, _take_tensors(value, tensors, f"{path}.{key}" if path else str(key))] for key, value in tree.items()
+        ]
         return {"__mapping__": pairs} if any(not isinstance(k, str) for k in tree) else dict(pairs)
     if isinstance(tree, list | tuple):
         return [_take_tensors(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]

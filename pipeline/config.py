@@ -7,6 +7,7 @@ This module never imports torch: it is on the path of ``launch.py --dry-run``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -192,6 +193,7 @@ def parse_config(tree: dict[str, Any], model_class: type[ModelSection], where: s
         raise UserError("\n".join(_sentence(e, full, where) for e in error.errors())) from None
 
 
+@functools.cache
 def _with_model(model_class: type[ModelSection]) -> type[RunConfig]:
     class Config(RunConfig):
         model: model_class  # type: ignore[valid-type]

@@ -6,7 +6,6 @@ gradients travel in there is a small gloo group for agreements, so that asking "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,21 +16,7 @@ from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strat
 from torch import Tensor
 
 from pipeline.config import TrainerSection
-
-
-@dataclass(frozen=True)
-class World:
-    """``rank`` of ``size`` processes; ``local_rank`` of ``local_size`` on node ``node``."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    node: int = 0
-
-    @property
-    def nodes(self) -> int:
-        return self.size // self.local_size
+from pipeline.world import World
 
 
 class KnownWorld(ClusterEnvironment):
@@ -41,9 +26,9 @@ class KnownWorld(ClusterEnvironment):
         super().__init__()
         self._world = world
 
-    creates_processes_externally = property(lambda self: True)  # type: ignore[assignment]
-    main_address = property(lambda self: "unused: the process group exists already")  # type: ignore[assignment]
-    main_port = property(lambda self: 0)  # type: ignore[assignment]
+    creates_processes_externally = property(lambda self: True)
+    main_address = property(lambda self: "unused: the process group exists already")
+    main_port = property(lambda self: 0)
 
     @staticmethod
     def detect() -> bool:

@@ -58,7 +58,8 @@ def append_line(path: Path, tree: Any, *, durable: bool = True) -> None:
 
 def read_lines(path: Path) -> tuple[list[Any], int]:
     """All whole JSON lines, and the number of broken ones (a kill can tear the last line of an attempt)."""
-    rows, broken = [], 0
+    rows: list[Any] = []
+    broken = 0
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

@@ -23,7 +23,12 @@ class StepProgress:
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), done)], maxlen=50)
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
             self._bar = Progress(*columns, console=self._console, auto_refresh=False)
             self._task = self._bar.add_task(name, total=total, completed=done, facts="")
             self._bar.start()

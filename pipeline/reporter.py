@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.control import Stop, StopFlag
-from pipeline.distributed import World
 from pipeline.journal import Journal
 from pipeline.progress import StepProgress
 from pipeline.runs import RunFolder
+from pipeline.world import World
 
 HEARTBEAT_SECONDS = 2.0
 

@@ -32,15 +32,19 @@ class KeyedRandom:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def uniform(self, stream: str, positions: torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    def uniform(
+        self, stream: str, positions: torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """U(0, 1), shape (len(positions), *shape), float32 on ``device``."""
         return self._draw(torch.rand, stream, positions, shape, device)
 
-    def normal(self, stream: str, positions: torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    def normal(
+        self, stream: str, positions: torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """N(0, 1), shape (len(positions), *shape), float32 on ``device``."""
         return self._draw(torch.randn, stream, positions, shape, device)
 
-    def _draw(self, draw, stream, positions, shape, device) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def _draw(self, draw, stream, positions, shape, device) -> torch.Tensor:
         generator = torch.Generator(device=device)
         rows = torch.empty((len(positions), *shape), device=device)
         for i, position in enumerate(positions.tolist()):

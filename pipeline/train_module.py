@@ -69,7 +69,9 @@ class TrainModule(nn.Module):
         trained = [p for p in self.parameters() if p.requires_grad]
         return {"main": build_optimizer(trained, self.config.optimizer)}
 
-    def optimize(self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int) -> dict[str, Tensor]:
+    def optimize(
+        self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int
+    ) -> dict[str, Tensor]:
         """One optimizer step on this rank's share of the global batch; a GAN overrides this. Returns what is logged."""
         (optimizer,) = optimizers.values()
         optimizer.zero_grad(set_to_none=True)
@@ -78,7 +80,7 @@ class TrainModule(nn.Module):
             values = engine.training_step(piece, step)
             engine.backward(values["loss"] * fraction if fraction != 1.0 else values["loss"])
             for name, value in values.items():
-                logged[name] = logged.get(name, 0.0) + value.detach() * fraction  # type: ignore[operator]
+                logged[name] = logged.get(name, 0.0) + value.detach() * fraction
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged["grad_norm"] = engine.clip(parameters, self.config.trainer.grad_clip)
         optimizer.step()
@@ -87,7 +89,12 @@ class TrainModule(nn.Module):
 
 def build_optimizer(parameters: Sequence[nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
     """The optimizer the section names; fused, and so one kernel a step, where the device has it."""
-    common: dict[str, Any] = {"lr": section.lr, "betas": section.betas, "eps": section.eps, "weight_decay": section.weight_decay}
+    common: dict[str, Any] = {
+        "lr": section.lr,
+        "betas": section.betas,
+        "eps": section.eps,
+        "weight_decay": section.weight_decay,
+    }
     match section.name:
         case "adam":
             return torch.optim.Adam(parameters, fused=True, **common)

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline import checkpoint as checkpoints
 from pipeline.config import RunConfig
 from pipeline.control import Stop, StopFlag
-from pipeline.distributed import Agreement, World
+from pipeline.distributed import Agreement
 from pipeline.ema import Ema
 from pipeline.engine import FabricEngine, to_device
 from pipeline.errors import RunFailed
@@ -31,6 +31,7 @@ from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
 from pipeline.shards import Manifest
 from pipeline.train_module import Batch, TrainModule, schedule_factor
+from pipeline.world import World
 
 
 @dataclass
@@ -151,7 +152,9 @@ class Trainer:
             checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
         except OSError as error:
             checkpoints.sweep(self.run.checkpoints)
-            message = f"checkpoint at step {self.at.step} could not be written ({error.strerror}); the older ones are intact"
+            message = (
+                f"checkpoint at step {self.at.step} could not be written ({error.strerror}); the older ones are intact"
+            )
             self.reporter.event("save_failed", step=self.at.step, message=message)
             self.reporter.say(f"warning: {message}")
         self.reporter.saved(self.at.step, time.perf_counter() - began)
@@ -190,7 +193,10 @@ class Trainer:
     def _log(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader) -> None:
         """Journal the mean over ranks; every rank sees the same values, so all of them stop where the loss is not finite."""
         names = sorted(logged)
-        means = self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu()) / self.world.size
+        means = (
+            self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu())
+            / self.world.size
+        )
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
         faults = loader.faults()
         if self.reporter:
@@ -234,7 +240,9 @@ class Trainer:
 
     def _mean_over_ranks(self, totals: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted(totals)
-        sums = self.agreement.total(torch.stack([*(totals[n] for n in names), torch.tensor(count, dtype=torch.float64)]))
+        sums = self.agreement.total(
+            torch.stack([*(totals[n] for n in names), torch.tensor(count, dtype=torch.float64)])
+        )
         return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
 
     def _averaged_weights(self) -> AbstractContextManager[None]:

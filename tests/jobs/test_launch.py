@@ -1,0 +1,174 @@
+"""Launching as a user types it: one sentence for a mistake, the same run found again, changes recorded."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from pipeline.runs import RunFolder, list_runs
+from tests.conftest import command
+
+TINY = [
+    "trainer.max_steps=12", "trainer.save_every=5", "trainer.validate_every=6", "trainer.log_every=1", "trainer.sample_every=null",
+    "trainer.ema=0.99", "model.simple.width=16", "model.simple.gru=8", "data.batch_size=16", "model.barlow_twins_group=8",
+]  # fmt: skip
+
+
+def overrides(*changes: str) -> list[str]:
+    return [word for change in (*TINY, *changes) for word in ("--set", change)]
+
+
+def launch(*words: object, data, runs, changes=(), tiny=True, **kwargs):
+    settings = overrides(*changes) if tiny else [w for c in changes for w in ("--set", c)]
+    return command("jobs/launch.py", *words, *settings, "--cluster", "local", "--data", data, "--runs", runs, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def finished(demo_data, tmp_path_factory):
+    """A run of 12 steps on one process: (its folder, the runs root)."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = launch("dismix_demo", data=demo_data, runs=runs)
+    assert done.returncode == 0, done.stderr
+    (run,) = list_runs(runs)
+    assert done.stdout.splitlines()[-1] == str(run.path), "the run folder's path is the last line on stdout"
+    return run, runs
+
+
+def test_a_finished_run_has_everything_in_its_folder(finished):
+    run, _ = finished
+    assert run.last_end()["reason"] == "complete"
+    for path in (run.config_file, run.code / "jobs" / "launch.py", run.lease_file, run.heartbeat_file, run.journal_file(1)):
+        assert path.is_file(), path
+    assert {p.name for p in run.checkpoints.iterdir()} >= {"step_000000012"}
+    assert (run.checkpoints / "step_000000012" / "ema.safetensors").is_file()
+
+
+def test_the_same_command_again_says_that_it_is_complete(finished, demo_data):
+    run, runs = finished
+    again = launch("dismix_demo", data=demo_data, runs=runs)
+    assert again.returncode == 0 and "is complete at step 12" in again.stderr
+    assert again.stdout.splitlines()[-1] == str(run.path)
+
+
+def test_more_steps_extend_the_same_run_and_new_makes_a_sibling(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    more = launch("dismix_demo", data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=15"])
+    assert more.returncode == 0 and "resuming after step 12" in more.stderr
+    assert [r.name for r in list_runs(tmp_path / "runs")] == [run.name]
+    sibling = launch("dismix_demo", "--new", "--dry-run", data=demo_data, runs=tmp_path / "runs")
+    assert sibling.stdout.splitlines()[-1].endswith(f"{run.name}-2")
+
+
+def test_resume_with_another_loss_weight_goes_on_and_records_it(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    words = ("--resume", run.name, "--set", "model.kl=0.5", "--set", "trainer.max_steps=14")
+    done = launch(*words, data=demo_data, runs=tmp_path / "runs", tiny=False)
+    assert done.returncode == 0, done.stderr
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    (changed,) = [e for e in copy.history() if e["event"] == "changed"]
+    assert changed["after_step"] == 12 and changed["changes"]["model.kl"] == {"from": 1.0, "to": 0.5}
+    assert "kl: 0.5" in copy.config_file.read_text()
+    assert copy.last_end()["step"] == 14
+
+
+@pytest.mark.parametrize("change", ["model.simple.width=32", "seed=3", "optimizer.name=adamw", "data.batch_size=32"])
+def test_resume_with_another_architecture_data_or_seed_is_refused_with_the_difference(finished, demo_data, change):
+    run, runs = finished
+    done = launch("--resume", run.name, data=demo_data, runs=runs, changes=[change], tiny=False)
+    key, value = change.split("=")
+    assert done.returncode == 2 and key in done.stderr and "-> " in done.stderr and value in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_going_back_to_a_checkpoint_keeps_the_later_ones_aside(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    wrong = launch("--resume", run.name, "--checkpoint", 7, data=demo_data, runs=tmp_path / "runs", tiny=False)
+    assert wrong.returncode == 2 and "no checkpoint at step 7" in wrong.stderr and "12" in wrong.stderr
+    done = launch("--resume", run.name, "--checkpoint", 10, data=demo_data, runs=tmp_path / "runs", tiny=False)
+    assert done.returncode == 0 and "resuming after step 10" in done.stderr
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    assert list((copy.path / "rewound").glob("*/step_000000012"))
+    same = "checkpoints/step_000000012/model.safetensors"
+    assert (copy.path / same).read_bytes() == (run.path / same).read_bytes(), "the same steps make the same weights"
+
+
+def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    attempt = copy.claim_attempt()  # this test's process is the writer
+    copy.record("attempt", attempt=attempt, after_step=12)
+    done = launch("dismix_demo", data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=99"])
+    assert done.returncode == 0 and "is running on" in done.stderr and "--wait" in done.stderr
+    assert len(list(copy.metrics.iterdir())) == 2, "no further attempt"
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "expected"),
+    [
+        (["dismix_dem"], [], ["no config 'dismix_dem'", "Did you mean 'dismix_demo'?", "There are: "]),
+        (["dismix_demo"], ["trainer.max_step=3"], ["unknown key 'trainer.max_step'", "Did you mean 'max_steps'?"]),
+        (["dismix_demo"], ["optimizer.lr=fast"], ["'optimizer.lr'", "valid number", "'fast'"]),
+        (["dismix_demo", "--gpus", "3"], [], ["data.batch_size", "does not divide by 3 processes", "--set data.batch_size="]),
+        (["dismix_demo", "--nodes", "2"], [], ["--nodes 2 needs SLURM"]),
+        (["dismix_demo", "--cluster", "nowhere"], [], ["no cluster 'nowhere'", "levante"]),
+        (["dismix_demo", "--gpus", "0"], [], ["--gpus must be at least 1"]),
+        ([], [], ["say what to launch"]),
+        (["dismix_demo", "--checkpoint", "3"], [], ["--checkpoint goes with --resume"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(demo_data, tmp_path, words, changes, expected):
+    settings = [word for change in changes for word in ("--set", change)]
+    cluster = [] if "--cluster" in words else ["--cluster", "local"]
+    done = command("jobs/launch.py", *words, *settings, *cluster, "--data", demo_data, "--runs", tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in expected:
+        assert part in done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_missing_data_names_the_prepare_command(tmp_path):
+    done = launch("dismix_demo", data=tmp_path / "none", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert "python data_prep/prepare.py cocochorales --source FOLDER --recipe cocochorales_simple_demo" in done.stderr
+
+
+def test_shards_of_another_dataset_are_refused(demo_data, tmp_path):
+    folder = tmp_path / "cocochorales_simple_demo"
+    shutil.copytree(demo_data / "cocochorales_simple_demo", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "recipe": "slakh_stems"}))
+    done = launch("dismix_demo", data=tmp_path, runs=tmp_path / "runs")
+    assert done.returncode == 2 and "holds shards of slakh_stems" in done.stderr and "prepare" in done.stderr
+
+
+def test_no_permission_to_write_is_said_before_anything_is_made(demo_data):
+    done = launch("dismix_demo", data=demo_data, runs="/proc/runs")
+    assert done.returncode == 2 and "permission" in done.stderr and "--runs" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["dismix", "dismix_simple"])
+def test_dry_run_prints_the_whole_script_without_data(tmp_path, name):
+    began = time.monotonic()
+    done = command("jobs/launch.py", name, "--nodes", 1, "--gpus", 4, "--dry-run", "--data", tmp_path, "--runs", tmp_path)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    for line in ("#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=4", "#SBATCH --gres=gpu:4", "#SBATCH --requeue"):
+        assert line in done.stdout.splitlines()
+    assert "srun " in done.stdout and "--kill-on-bad-exit=1" in done.stdout and "export PYTHONPATH=" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    print(f"dry run: {took:.2f} s")
+
+
+def test_a_profile_reaches_the_script(tmp_path):
+    words = ("dismix", "--cluster", "levante", "--time", "1-02:00:00", "--dry-run", "--data", tmp_path, "--runs", tmp_path)
+    done = command("jobs/launch.py", *words)
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --constraint=a100_80", "#SBATCH --time=1560", "#SBATCH --exclusive"):
+        assert line in done.stdout.splitlines(), done.stdout
+    assert "export NCCL_SOCKET_IFNAME=ib0" in done.stdout
+    wrong = command("jobs/launch.py", "dismix", "--cluster", "levante", "--time", "soon", "--dry-run")
+    assert wrong.returncode == 2 and "H:MM:SS" in wrong.stderr

@@ -1,0 +1,107 @@
+"""The run folder: history, lease, journals over several attempts."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.files import append_line, read_lines, write_json
+from pipeline.journal import Journal, read_journals
+from pipeline.runs import RunFolder, find_run, list_runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "toy" / "0123abcd")
+    folder.create()
+    folder.config_file.write_text("model: {}\n")
+    folder.record("created")
+    return folder
+
+
+def test_a_torn_line_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "history.jsonl"
+    append_line(path, {"a": 1})
+    with path.open("ab") as file:
+        file.write(b'{"b": 2, "tor')
+    append_line(path, {"c": 3})
+    assert read_lines(path) == ([{"a": 1}, {"c": 3}], 1)
+
+
+def test_attempts_are_numbered_once_each(run):
+    assert [run.claim_attempt() for _ in range(3)] == [1, 2, 3]
+    assert run.holds_lease(3) and not run.holds_lease(2)
+
+
+def test_the_writer_is_seen_while_it_lives_and_not_after(run):
+    program = "import sys; from pathlib import Path; from pipeline.runs import RunFolder\n"
+    program += "RunFolder(Path(sys.argv[1])).claim_attempt(); print('ready', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(run.path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    writer = run.writer()
+    assert writer is not None and writer["pid"] == other.pid
+    other.kill()
+    other.wait()
+    assert run.writer() is None
+
+
+def test_a_process_id_used_again_is_not_the_writer(run):
+    run.claim_attempt()
+    lease = json.loads(run.lease_file.read_text())
+    write_json(run.lease_file, {**lease, "started": lease["started"] - 1000})
+    assert run.writer() is None
+
+
+def test_last_end_belongs_to_the_newest_attempt(run):
+    run.record("attempt", attempt=1)
+    run.record("end", attempt=1, reason="complete", step=5)
+    assert run.last_end()["step"] == 5
+    run.record("attempt", attempt=2)
+    assert run.last_end() is None
+
+
+def test_journals_join_to_one_line_of_steps(run):
+    """Attempt 2 resumed after step 3, attempt 3 after step 2: what they repeated is dropped from the earlier ones."""
+    for attempt, after, steps in ((1, 0, [1, 2, 3, 4, 5]), (2, 3, [4, 5, 6]), (3, 2, [3, 4])):
+        journal = Journal(run.journal_file(attempt), attempt, after)
+        for step in steps:
+            journal.log(step, {"train/loss": step + attempt / 10})
+        journal.close()
+    points = list(read_journals(run.metrics))
+    assert [(p.step, p.attempt) for p in points] == [(1, 1), (2, 1), (3, 3), (4, 3)]
+
+
+def test_not_a_number_survives_the_journal_as_strict_json(run):
+    journal = Journal(run.journal_file(1), 1, 0)
+    journal.log(1, {"a": math.nan, "b": math.inf, "c": 0.5})
+    journal.close()
+    for line in run.journal_file(1).read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    values = next(iter(read_journals(run.metrics))).metrics
+    assert math.isnan(values["a"]) and values["b"] == math.inf and values["c"] == 0.5
+
+
+def test_a_disk_that_takes_no_more_warns_and_goes_on(run):
+    journal = Journal(run.journal_file(1), 1, 0)
+    real = journal._fd
+    journal._fd = os.open("/dev/full", os.O_WRONLY)
+    journal.log(1, {"a": 1.0})
+    assert journal.trouble is not None and "No space left" in journal.trouble
+    os.close(real)
+    journal.close()
+
+
+def test_runs_are_found_by_folder_name_and_config(run, tmp_path):
+    for text in (str(run.path), "toy/0123abcd", "toy"):
+        assert find_run(text, tmp_path) == run
+    assert list_runs(tmp_path) == [run]
+    with pytest.raises(UserError, match=r"no run 'toi'.*Runs there: toy/0123abcd"):
+        find_run("toi", tmp_path)
+    with pytest.raises(UserError, match=r"holds no runs yet; start one with"):
+        find_run("toy", tmp_path / "empty")

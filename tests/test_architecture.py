@@ -1,0 +1,84 @@
+"""Who may import whom, and what must never be on a path; read from the source, not from a running program."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("jobs", "pipeline", "models", "data_prep", "sync", "monitoring")
+SHARED_MODELS = {"models.blocks", "models.codecs", "models.features", "models.metrics"}
+FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
+
+
+def sources():
+    return [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted name a file imports, late imports included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {n for n in names if n.split(".")[0] in FOLDERS}
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == a or name.startswith(f"{a}.") or a.startswith(f"{name}.") for a in allowed)
+
+
+def allowed(path: Path) -> set[str]:
+    folder, *rest = path.relative_to(ROOT).parts
+    match folder:
+        case "jobs":
+            return set(FOLDERS)
+        case "pipeline":
+            return {"pipeline"}
+        case "models":
+            own = {f"models.{rest[0]}"} if len(rest) > 1 else {"models"}
+            return {"pipeline"} | SHARED_MODELS | own
+        case "data_prep":
+            return {"pipeline", "data_prep"} | FOR_PREPARATION
+        case "monitoring":
+            return {"pipeline", "monitoring"}
+        case "sync":
+            return {"pipeline.runs", "sync"}
+    raise AssertionError(folder)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_architecture(path):
+    forbidden = sorted(name for name in imports(path) if not within(name, allowed(path)))
+    assert not forbidden, f"{path.relative_to(ROOT)} imports {forbidden}; see ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_module_hides_the_standard_library(folder):
+    """A script's own folder comes first on its path."""
+    names = {p.stem for p in (ROOT / folder).glob("*.py")} - {"__init__"}
+    assert not names & set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", ["jobs.launch", "jobs.slurm", "jobs.configs", "pipeline.runs", "monitoring.dashboard", "data_prep.prepare"])
+def test_login_node_paths_never_import_torch(module):
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_nothing_unpickles_or_builds_shell_strings():
+    for path in sources():
+        text = path.read_text()
+        for word in ("import pickle", "allow_pickle=True", "weights_only=False", "shell=True", "os.system("):
+            assert word not in text, f"{path}: {word}"
+
+
+def test_no_exception_is_swallowed_in_silence():
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
+                pytest.fail(f"{path}:{node.lineno} swallows an exception")
