@@ -1,0 +1,123 @@
+"""Who works on which shard, so that any number of processes may join and any may die.
+
+A claim is a file made with O_EXCL, its owner's token inside, its modification time the owner's heartbeat. It spares work and guards
+nothing: two processes that build the same shard write the same bytes under names of their own, and a rename is whole. So a claim
+may be lost, stolen twice or left behind, and no lock (flock is unreliable on shared file systems) is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+
+import psutil
+
+HEARTBEAT = 5.0  # seconds
+STALE = 60.0  # seconds without a heartbeat after which an owner on another host counts as dead
+
+
+def owner_token(pid: int | None = None) -> str:
+    """``host~pid~start``: also tells this process from an earlier one that had the same pid. Fit for a file name."""
+    host = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
+    process = psutil.Process(pid)
+    return f"{host}~{process.pid}~{round(process.create_time() * 1000)}"
+
+
+def is_dead(token: str, age: float) -> bool:
+    """Whether the owner is gone: asked of the kernel on this host, judged by the heartbeat's ``age`` (seconds) elsewhere."""
+    try:
+        host, pid, _ = token.split("~")
+        number = int(pid)
+    except ValueError:
+        return age > STALE  # a claim that its owner did not live to fill in
+    if host != owner_token().split("~")[0]:
+        return age > STALE
+    try:
+        return owner_token(number) != token or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Claims:
+    """The claims of one process on shards, as files in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = owner_token()
+        self._held: Path | None = None
+        self._stop = threading.Event()
+        self._clock = folder / f"{self.token}.clock"
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def take(self, shard: str) -> bool:
+        """Claim ``shard``; False where a living process has it."""
+        path = self.folder / f"{shard}.claim"
+        for _ in range(2):
+            try:
+                with path.open("x") as file:
+                    file.write(self.token)
+                self._held = path
+                return True
+            except FileExistsError:
+                if not self._remove_if_dead(path):
+                    return False
+        return False
+
+    def drop(self) -> None:
+        """Give the shard back, done or not."""
+        if self._held is not None:
+            self._held.unlink(missing_ok=True)
+            self._held = None
+
+    def close(self) -> None:
+        self._stop.set()
+        self.drop()
+        self._clock.unlink(missing_ok=True)
+
+    def _remove_if_dead(self, path: Path) -> bool:
+        try:
+            token, age = path.read_text(), self._now() - path.stat().st_mtime
+        except FileNotFoundError:
+            return True  # its owner has just finished
+        if not is_dead(token, age):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    def _now(self) -> float:
+        """The file system's own time: hosts' clocks may differ by more than STALE."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            held = self._held
+            if held is not None and held.exists():
+                try:
+                    os.utime(held)
+                except FileNotFoundError:
+                    continue  # finished in between
+
+
+def living(folder: Path) -> dict[str, str]:
+    """``{shard: owner's token}`` of the claims in ``folder`` whose owner is not known to be dead."""
+    found = {}
+    for path in sorted(folder.glob("*.claim")):
+        try:
+            token = path.read_text()
+        except FileNotFoundError:
+            continue
+        if not is_dead(token, 0.0):
+            found[path.stem] = token
+    return found
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes of this host left in a work folder: temporary files, clocks and claims, all named by token."""
+    for path in folder.glob("*~*~*"):
+        token = path.name.split(".", 1)[0]
+        if is_dead(token, 0.0):
+            path.unlink(missing_ok=True)

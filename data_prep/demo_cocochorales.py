@@ -1,0 +1,181 @@
+"""A small corpus in CocoChorales' real layout: our chorales, played by General MIDI instruments.
+
+    <out>/LICENCE.txt
+    <out>/main_dataset/{train,valid,test}/<ensemble>_trackNNNNNN/
+        metadata.yaml  mix.wav  mix.mid
+        stems_audio/1_violin.wav ...   stems_midi/1_violin.mid ...     as the code that made CocoChorales writes it
+        stems_audio/0_violin.wav ...   stems_MIDI/0_violin.mid ...     as its documentation says; every other track
+
+16 kHz, 16 bit, mono. Track numbers lie where the real ones do: train from 1, valid from 192001, test from 216001.
+In `random` ensembles any of DEMO_INSTRUMENTS plays any voice, so that the instrument cannot be guessed from the pitch.
+Every twelfth track is another ensemble (string, brass, woodwind, or a random one with a double bass, whose name has a space).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.chorales import Chorale, Note, compose
+from data_prep.synth import SOUNDFONT_CREDIT, Player, soundfont
+from pipeline.errors import UserError
+
+DEFAULT_TRACKS = 150
+SAMPLE_RATE = 16000
+CHORDS = 28
+TAIL = 0.5  # seconds after the last release
+TARGET_PEAK = -1.0  # dB, of the mixture
+PROGRAMS = {  # General MIDI programs, counted from 0
+    "violin": 40, "viola": 41, "cello": 42, "double bass": 43, "flute": 73, "oboe": 68, "clarinet": 71,
+    "saxophone": 65, "bassoon": 70, "trumpet": 56, "horn": 60, "trombone": 57, "tuba": 58,
+}  # fmt: skip
+DEMO_INSTRUMENTS = ("violin", "flute", "clarinet", "trumpet")
+GUESTS = (
+    ("string", ("violin", "violin", "viola", "cello")),
+    ("random", ("oboe", "saxophone", "horn", "double bass")),
+    ("brass", ("trumpet", "horn", "trombone", "tuba")),
+    ("woodwind", ("flute", "oboe", "clarinet", "bassoon")),
+)
+GUEST_EVERY = 12
+FIRST_NUMBER = {"train": 1, "valid": 192001, "test": 216001}
+LICENCE = f"Demo corpus rendered by data_prep/demo.py: chorales of its own composition, sounds from {SOUNDFONT_CREDIT}."
+
+
+@dataclass(frozen=True)
+class Track:
+    split: str
+    ensemble: str
+    number: int
+    instruments: tuple[str, ...]
+    tonic: int
+    documented: bool  # file names as the documentation has them (stems_MIDI, from 0), else as the code has them
+    seed: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.ensemble}_track{self.number:06d}"
+
+
+def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Iterator[int]:
+    """Render ``tracks`` tracks into ``out``; yields the number done as they come. The same seed gives the same bytes.
+
+    Raises UserError where ``tracks`` is too few for three splits, or ``out`` holds something already.
+    """
+    if tracks < 6:
+        raise UserError(f"--tracks {tracks} is too few: each of train, valid and test needs two, so 6 at least.")
+    soundfont()
+    target = out / "main_dataset"
+    if target.exists():
+        raise UserError(f"{target} exists already; choose another --out, or remove it first.")
+    aside = out / f".main_dataset.{os.getpid()}.tmp"
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
+    jobs = plan(tracks, seed)
+    count = workers or min(os.cpu_count() or 1, len(jobs))
+    try:
+        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for done, _ in enumerate(pool.map(_render_track, [aside] * len(jobs), jobs, chunksize=4), start=1):
+                yield done
+        (out / "LICENCE.txt").write_text(LICENCE + "\n")
+        aside.rename(target)  # a corpus is whole or absent
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def plan(tracks: int, seed: int) -> list[Track]:
+    """The tracks, about 70 % train, 20 % valid and 10 % test, at least two of each; keys go round within a split."""
+    valid, test = max(2, round(tracks * 0.2)), max(2, round(tracks * 0.1))
+    jobs = []
+    for split, count in (("train", tracks - valid - test), ("valid", valid), ("test", test)):
+        for i in range(count):
+            rng = random.Random(f"{seed}/{split}/{i}/instruments")
+            ensemble, instruments = "random", tuple(rng.sample(DEMO_INSTRUMENTS, 4))
+            if i % GUEST_EVERY == GUEST_EVERY - 1:
+                ensemble, instruments = GUESTS[i // GUEST_EVERY % len(GUESTS)]
+            # 5 is coprime to 12: twelve tracks on end have the twelve keys, far ones next to each other
+            tonic, number = (5 * i) % 12, FIRST_NUMBER[split] + i
+            jobs.append(Track(split, ensemble, number, instruments, tonic, i % 2 == 1, f"{seed}/{split}/{i}"))
+    return jobs
+
+
+_player: Player | None = None  # one a process: loading the soundfont takes longer than playing a track
+
+
+def _render_track(root: Path, track: Track) -> None:
+    global _player
+    _player = _player or Player(SAMPLE_RATE)
+    rng = random.Random(track.seed)
+    chorale = compose(rng, CHORDS, track.tonic)
+    stems = []
+    for notes, instrument in zip(chorale.voices, track.instruments, strict=True):
+        cents = rng.uniform(-8.0, 8.0)  # nobody is in perfect tune
+        stems.append(_player.play(notes, PROGRAMS[instrument], chorale.seconds + TAIL, cents).astype(np.float64))
+    levels = [float(np.sqrt(np.mean(stem**2))) for stem in stems]
+    stems = [0.1 / level * stem for stem, level in zip(stems, levels, strict=True)]
+    gain = 10 ** (TARGET_PEAK / 20) / float(np.abs(sum(stems)).max())
+    _write_track(root / track.split / track.name, track, chorale, [gain * stem for stem in stems], gain, levels)
+
+
+def _write_track(
+    folder: Path, track: Track, chorale: Chorale, stems: list[np.ndarray], gain: float, levels: list[float]
+) -> None:
+    import soundfile
+
+    base, midi_folder = (0, "stems_MIDI") if track.documented else (1, "stems_midi")
+    (folder / "stems_audio").mkdir(parents=True)
+    (folder / midi_folder).mkdir()
+    quantised = [np.round(stem * 32767).astype(np.int16) for stem in stems]
+    mix = np.sum(quantised, axis=0, dtype=np.int32).astype(np.int16)  # the mix is the sum of its stems, to the bit
+    soundfile.write(folder / "mix.wav", mix, SAMPLE_RATE, subtype="PCM_16")
+    _write_midi(folder / "mix.mid", chorale, track.instruments, range(len(stems)))
+    for i, (instrument, stem) in enumerate(zip(track.instruments, quantised, strict=True)):
+        soundfile.write(folder / "stems_audio" / f"{i + base}_{instrument}.wav", stem, SAMPLE_RATE, subtype="PCM_16")
+        _write_midi(folder / midi_folder / f"{i + base}_{instrument}.mid", chorale, track.instruments, [i])
+    (folder / "metadata.yaml").write_text(_metadata(track, chorale, gain, levels))
+
+
+def _metadata(track: Track, chorale: Chorale, gain: float, levels: list[float]) -> str:
+    """The keys of the real files. The levels are RMS, in dB, and stand in for the real ones' integrated loudness."""
+    import yaml
+
+    tree = {
+        "midi_file": f"{track.number}.mid",
+        "tempo": chorale.tempo,
+        "ensemble": track.ensemble,
+        "instrument_name": dict(enumerate(track.instruments)),
+        "midi_program_number": {i: PROGRAMS[name] for i, name in enumerate(track.instruments)},
+        "normalization_factor": -20.0,
+        "target_peak": TARGET_PEAK,
+        "normalized": True,
+        "overall_gain": gain,
+        "stem_integrated_loudness": {i: float(20 * np.log10(level)) for i, level in enumerate(levels)},
+        "pitch_correction_amount": {i: [0.0] * len(notes) for i, notes in enumerate(chorale.voices)},
+    }
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _write_midi(
+    path: Path, chorale: Chorale, instruments: tuple[str, ...], voices: Iterator[int] | range | list[int]
+) -> None:
+    import pretty_midi
+
+    midi = pretty_midi.PrettyMIDI(initial_tempo=chorale.tempo, resolution=960)
+    for voice in voices:
+        line = pretty_midi.Instrument(PROGRAMS[instruments[voice]], name=instruments[voice])
+        line.notes = [_midi_note(pretty_midi.Note, note) for note in chorale.voices[voice]]
+        midi.instruments.append(line)
+    midi.write(str(path))
+
+
+def _midi_note(kind: type, note: Note) -> object:
+    return kind(velocity=note.velocity, pitch=note.pitch, start=note.start, end=note.end)

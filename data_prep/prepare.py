@@ -1,0 +1,111 @@
+"""Make shards of a dataset, or look at how far that is, or prove that they are intact.
+
+    python data_prep/prepare.py DATASET --source DIR [--recipe R] [--out DIR] [--workers N] [--max-failures F]
+    python data_prep/prepare.py DATASET [--recipe R] [--out DIR] --status | --verify
+
+The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else data/. The same command again goes on where
+it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import RunFailed, UserError, nearest, run_command
+
+if TYPE_CHECKING:
+    from data_prep.stage import Stage
+
+DATASETS = {"cocochorales": "data_prep.cocochorales"}  # modules with RECIPES, the first of them the default
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    stage = find_stage(args.dataset, args.recipe)
+    root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or "data")
+    folder = root / (stage.recipe if stage.codec is None else f"{stage.recipe}-{stage.codec}")
+    again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe} --out {root}"
+    if args.verify:
+        _verify(folder, again)
+    elif args.status:
+        from data_prep.status import show_status
+
+        show_status(folder)
+    else:
+        _prepare(stage, args, folder, again)
+
+
+def find_stage(dataset: str, recipe: str | None) -> Stage:
+    """The recipe of a dataset; UserError with the valid names where there is none of that name."""
+    if dataset not in DATASETS:
+        known = ", ".join(DATASETS)
+        raise UserError(f"no dataset '{dataset}'.{nearest(dataset, DATASETS)} There are: {known}.")
+    recipes: dict[str, Stage] = importlib.import_module(DATASETS[dataset]).RECIPES
+    name = recipe or next(iter(recipes))
+    if name not in recipes:
+        raise UserError(f"{dataset} has no recipe '{name}'.{nearest(name, recipes)} It has: {', '.join(recipes)}.")
+    return recipes[name]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Make shards of a dataset.")
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
+    parser.add_argument("--source", metavar="DIR", type=Path, help="where the dataset lies")
+    parser.add_argument("--recipe", metavar="R", help="what is cut out of it (default: the dataset's first)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="data root (default: $SLURMPHONY_DATA, else data)")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "--max-failures", metavar="F", type=float, default=0.05, help="bad inputs allowed (default .05)"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--status", action="store_true", help="how far it is; starts nothing")
+    what.add_argument("--verify", action="store_true", help="read every byte and compare; changes nothing")
+    return parser
+
+
+def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
+    if args.source is None:
+        raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} is too few; give 1 or more.")
+    if not 0 <= args.max_failures <= 1:
+        raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
+    from data_prep.engine import prepare  # late: --help and the user's mistakes answer at once
+    from data_prep.finish import QUARANTINE, finish
+
+    start = time.monotonic()
+    plan, built = prepare(stage, args.source, folder, args.workers, args.max_failures)
+    quarantined = finish(stage, plan, folder)
+    if built:
+        print(f"{built} of {len(plan.shards)} shards built in {time.monotonic() - start:.1f} s.", file=sys.stderr)
+    else:
+        print(f"complete already: {len(plan.shards)} shards, every byte checked.", file=sys.stderr)
+    if quarantined:
+        count = f"{len(quarantined)} of {plan.inputs} inputs"
+        print(f"{count} were quarantined, with the reasons in {folder / QUARANTINE}.", file=sys.stderr)
+    print(folder)
+
+
+def _verify(folder: Path, again: str) -> None:
+    from data_prep.finish import verify
+
+    files, wrong = verify(folder)
+    if wrong:
+        listed = "\n".join(f"  {sentence}" for sentence in wrong)
+        raise RunFailed(
+            f"{len(wrong)} things in {folder} are not as they were written:\n{listed}\nTo rebuild: {again} --source DIR"
+        )
+    print(f"{files} files, every byte as written.", file=sys.stderr)
+    print(folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

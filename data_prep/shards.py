@@ -1,0 +1,158 @@
+"""Writing one shard: a plain ustar tar whose bytes depend on its samples alone, and the index that ``pipeline.shards`` reads.
+
+Written under a name of this process, fsynced, read back and compared; ``commit`` gives the files their names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data_prep.stage import Fields
+from pipeline.files import fsync_folder
+from pipeline.shards import BLOCK, INDEX_DTYPE
+
+NAME_LIMIT = 100  # bytes of a member's name in a ustar header without prefix
+CHUNK = 1 << 22
+
+
+class NotWritten(Exception):
+    """What was read back is not what was written; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Sizes in bytes, hashes xxh3_128 in hex."""
+
+    samples: int
+    tar_size: int
+    tar_hash: str
+    index_size: int
+    index_hash: str
+
+
+def member(name: str, payload: bytes) -> bytes:
+    """One tar member, header and padding included; owner, time and mode are fixed."""
+    if len(name.encode()) > NAME_LIMIT:
+        raise ValueError(f"member name '{name}' is longer than {NAME_LIMIT} bytes")
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(payload), 0o644
+    padding = -len(payload) % BLOCK
+    return header.tobuf(tarfile.USTAR_FORMAT) + payload + b"\0" * padding
+
+
+def encode(key: str, fields: Fields) -> bytes:
+    """One sample's members, sorted by field. ValueError for a key with a dot and for arrays of objects."""
+    if "." in key:
+        raise ValueError(f"key '{key}' holds a dot, which ends a key in WebDataset")
+    members = []
+    for field, value in sorted(fields.items()):
+        if isinstance(value, np.ndarray):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
+            members.append(member(f"{key}.{field}.npy", buffer.getvalue()))
+        else:
+            text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            members.append(member(f"{key}.{field}.json", text.encode()))
+    return b"".join(members)
+
+
+class ShardWriter:
+    """Writes ``<stem>.tar`` and ``<stem>.index.npy`` in ``folder``; use as a context manager, call ``finish`` inside.
+
+    Left without ``finish``, it removes what it wrote.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.tar_path, self.index_path = folder / f"{stem}.tar", folder / f"{stem}.index.npy"
+        self._file = self.tar_path.open("wb")
+        self._hash = xxhash.xxh3_128()
+        self._rows: list[tuple[int, int, int]] = []
+        self._offset = 0
+        self._finished = False
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if not self._finished:
+            self.tar_path.unlink(missing_ok=True)
+            self.index_path.unlink(missing_ok=True)
+
+    def add(self, key: str, fields: Fields) -> None:
+        raw = encode(key, fields)
+        self._rows.append((self._offset, len(raw), xxhash.xxh3_64_intdigest(raw)))
+        self._write(raw)
+
+    def finish(self) -> Written:
+        """End the tar, write the index, make both durable and read them back. Raises NotWritten."""
+        end = 2 * BLOCK
+        self._write(b"\0" * (end + -(self._offset + end) % tarfile.RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(self._rows, dtype=INDEX_DTYPE), allow_pickle=False)
+        index = buffer.getvalue()
+        with self.index_path.open("wb") as file:
+            file.write(index)
+            file.flush()
+            os.fsync(file.fileno())
+        index_hash = xxhash.xxh3_128_hexdigest(index)
+        written = Written(len(self._rows), self._offset, self._hash.hexdigest(), len(index), index_hash)
+        wrong = differences(self.tar_path, self.index_path, written)
+        if wrong:
+            raise NotWritten("; ".join(wrong))
+        self._finished = True
+        return written
+
+    def _write(self, raw: bytes) -> None:
+        self._file.write(raw)
+        self._hash.update(raw)
+        self._offset += len(raw)
+
+
+def commit(writer: ShardWriter, folder: Path, name: str) -> None:
+    """Give a finished shard's tar, then its index, their final names in ``folder``, durably."""
+    writer.tar_path.replace(folder / f"{name}.tar")
+    writer.index_path.replace(folder / f"{name}.index.npy")
+    fsync_folder(folder)
+
+
+def differences(tar_path: Path, index_path: Path, expected: Written) -> list[str]:
+    """One sentence for each way in which the two files are not ``expected``; every byte is read."""
+    return [
+        sentence
+        for path, size, digest in (
+            (tar_path, expected.tar_size, expected.tar_hash),
+            (index_path, expected.index_size, expected.index_hash),
+        )
+        if (sentence := difference(path, size, digest))
+    ]
+
+
+def difference(path: Path, size: int, digest: str) -> str:
+    """What is wrong with one file, or the empty string."""
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{path.name} is {found} bytes long, not {size}"
+        return "" if file_hash(path) == digest else f"{path.name} does not hold the bytes that were written"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+
+
+def file_hash(path: Path) -> str:
+    """xxh3_128 of a file's bytes, in hex."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

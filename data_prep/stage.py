@@ -1,0 +1,88 @@
+"""What a dataset tells the engine: which inputs there are, how one is read, and what samples a shard of them gives.
+
+The engine knows no music. A stage is a frozen dataclass (its fields are its settings, and part of every shard's cache key) that is
+pickled to the workers, so it lives in an importable module, never in ``__main__``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+Fields = dict[str, "np.ndarray | dict[str, Any]"]  # an array becomes <field>.npy, a dict <field>.json
+Samples = list[tuple[str, Fields]]  # (key, fields); keys unique in the dataset and without a dot
+
+
+class BadInput(Exception):
+    """This input cannot be used; the message says why. It is quarantined and preparation goes on."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """``path`` relative to the source folder, with slashes; ``hash`` xxh3_128 of its bytes, empty where it could not be read."""
+
+    path: str
+    size: int = -1
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What stays together and passes or fails as one: a track with its files. ``group`` may lie in one split only."""
+
+    name: str
+    split: str
+    group: str
+    files: tuple[InputFile, ...]
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """Base of every recipe. ``inputs_per_shard`` is a mean: an input's shard follows from its name alone."""
+
+    recipe: str
+    inputs_per_shard: int
+    dataset: ClassVar[str]
+    code: ClassVar[tuple[str, ...]]  # modules whose code decides the bytes; a change of theirs rebuilds every shard
+    codec: ClassVar[str | None] = None
+    codec_hash: ClassVar[str | None] = None  # of the codec's weights
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @abstractmethod
+    def scan(self, source: Path) -> list[Input]:
+        """All inputs, files unhashed. Raises UserError where ``source`` is not this dataset's layout, or is empty."""
+
+    @abstractmethod
+    def licence(self, source: Path) -> str:
+        """One line for the dataset card."""
+
+    @abstractmethod
+    def load(self, item: Input, read: Callable[[str], bytes]) -> Any:
+        """One input, decoded and cut. ``read(path)`` gives a file's bytes, checked against the plan.
+
+        Raises BadInput. Depends on nothing but the input.
+        """
+
+    @abstractmethod
+    def assemble(self, loaded: Sequence[Any]) -> tuple[Samples, dict[str, Any]]:
+        """A shard's samples from what ``load`` gave for its good inputs, and a summary (JSON) for ``info`` and ``card``."""
+
+    @abstractmethod
+    def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
+        """The manifest's ``info`` from the shards' summaries and the number of samples, by split."""
+
+    @abstractmethod
+    def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
+        """The recipe's own part of the dataset card, Markdown."""
+
+    def leak_signature(self, item: Input) -> str | None:
+        """What two inputs that are secretly the same have in common; None where there is nothing to compare."""
+        return None
