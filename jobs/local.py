@@ -36,9 +36,11 @@ def run_local(run: RunFolder, processes: int) -> dict:
             rank.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if failed is not None:
+        raise RunFailed(_obituary(run, ranks, failed, launch))
     end = run.last_end()
-    if failed is not None or end is None:
-        raise RunFailed(_obituary(run, ranks, failed or 0, launch))
+    if end is None:
+        raise RunFailed(f"{run.name} is being trained by a later attempt, so this one stopped; --wait follows that one.")
     return end
 
 

@@ -7,7 +7,7 @@ No torch import: ``launch.py --dry-run`` reads this.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -76,6 +76,10 @@ class ModelConfig(ModelSection):
 
     Every term is a sum over dimensions and sources and a mean over the batch, as in the paper, which weighs all by 1.
     """
+
+    live: ClassVar[tuple[str, ...]] = (
+        "sigma", "sigma_mixture", "reconstruction", "embedding", "kl", "bce", "barlow_twins",
+    )  # fmt: skip
 
     system: Literal["dismix"]
     case: Literal["simple", "ldm"]
