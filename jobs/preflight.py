@@ -19,7 +19,7 @@ def problems(config: RunConfig, world_size: int, runs: Path) -> list[str]:
             f"use {', '.join(divisors)} processes, or --set data.batch_size={-(-batch // world_size) * world_size}."
         )
     place = runs
-    while not place.exists():
+    while not os.path.exists(place):  # noqa: PTH110  Path.exists raises where a parent may not be searched
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found.append(f"no permission to write in {place}; choose a folder for runs with --runs or SLURMPHONY_RUNS.")

@@ -1,11 +1,15 @@
 """Launching as a user types it: one sentence for a mistake, the same run found again, changes recorded."""
 
 import json
+import multiprocessing
+import os
 import shutil
 import time
 
 import pytest
 
+from jobs.configs import load_named
+from jobs.preflight import problems
 from pipeline.runs import RunFolder, list_runs
 from tests.conftest import command
 
@@ -146,9 +150,27 @@ def test_shards_of_another_dataset_are_refused(demo_data, tmp_path):
     assert done.returncode == 2 and "holds shards of slakh_stems" in done.stderr and "prepare" in done.stderr
 
 
-def test_no_permission_to_write_is_said_before_anything_is_made(demo_data):
+def test_a_place_where_nothing_can_be_made_is_said(demo_data):
     done = launch("dismix_demo", data=demo_data, runs="/proc/runs")
-    assert done.returncode == 2 and "permission" in done.stderr and "--runs" in done.stderr
+    assert done.returncode == 2 and "cannot be made" in done.stderr and "--runs" in done.stderr
+
+
+def found_problems(config, folder, connection):
+    """In a child: become nobody where this is root, for whom nothing is forbidden."""
+    if os.getuid() == 0:
+        os.setuid(65534)
+    connection.send(problems(config, 1, folder))
+
+
+def test_no_permission_to_write_is_said(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    ours, theirs = multiprocessing.Pipe()
+    config = load_named("dismix_demo")
+    child = multiprocessing.get_context("fork").Process(target=found_problems, args=(config, tmp_path / "closed" / "runs", theirs))
+    child.start()
+    (sentence,) = ours.recv()
+    child.join()
+    assert "no permission to write in" in sentence and "--runs" in sentence
 
 
 @pytest.mark.parametrize("name", ["dismix", "dismix_simple"])
