@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 VOICES = ("soprano", "alto", "tenor", "bass")
 RANGES = ((58, 81), (52, 75), (46, 69), (38, 62))  # MIDI notes, soprano to bass: together nearly flat from 48 to 72
@@ -49,8 +49,11 @@ class Chorale:
 
 
 def compose(rng: random.Random, chords: int, tonic: int) -> Chorale:
-    """A chorale of ``chords`` chords, .65 to .95 s each (some phrases end longer). ``tonic`` is the key's pitch class, 0 for C."""
-    mode, tempo = rng.choice(("major", "minor")), rng.randint(64, 92)
+    """A chorale of ``chords`` chords in the key of ``tonic`` (pitch class, 0 for C).
+
+    A chord lasts .6 to .8 s, the last of a phrase half as long again.
+    """
+    mode, tempo = rng.choice(("major", "minor")), rng.randint(76, 100)
     beat = 60 / tempo
     voicings: list[Voicing] = []
     for degree, register in zip(_degrees(rng, chords), _registers(rng, chords), strict=True):
@@ -58,12 +61,18 @@ def compose(rng: random.Random, chords: int, tonic: int) -> Chorale:
         voicings.append(_voice(rng, tones, _basses(rng, tones, degree), voicings[-1] if voicings else None, register))
     starts, ends, now = [], [], 0.1
     for i in range(chords):
-        long = 1.5 if (i + 1) % PHRASE == 0 and beat < 0.8 else 1.0
+        long = 1.5 if (i + 1) % PHRASE == 0 else 1.0
         starts.append(now)
         now += beat * long
         ends.append(now)
     voices = tuple(_line(rng, [v[part] for v in voicings], starts, ends) for part in range(len(VOICES)))
     return Chorale(tempo, now, voices)
+
+
+def transposed(chorale: Chorale, semitones: int) -> Chorale:
+    """The same a few semitones higher."""
+    voices = tuple(tuple(replace(n, pitch=n.pitch + semitones) for n in notes) for notes in chorale.voices)
+    return replace(chorale, voices=voices)
 
 
 def _degrees(rng: random.Random, chords: int) -> list[int]:

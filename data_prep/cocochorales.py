@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_prep.cocochorales_reader import INSTRUMENTS, SAMPLE_RATE, Chord, Voice, held_chords, read_track, scan_tracks
-from data_prep.stage import BadInput, Fields, Input, Samples, Stage
+from data_prep.stage import Fields, Input, Samples, Stage
 from pipeline.shards import SPLITS
 
 FRAMES = 10
@@ -91,10 +91,12 @@ class SimpleCase(Stage):
     mixtures_per_track: int | None
     dataset: ClassVar[str] = "cocochorales"
     code: ClassVar[tuple[str, ...]] = (
-        "data_prep.cocochorales",
-        "data_prep.cocochorales_reader",
-        "data_prep.shards",
-        "models.features",
+        "data_prep.cocochorales:SimpleCase",
+        "data_prep.cocochorales_reader:read_track",
+        "data_prep.cocochorales_reader:held_chords",
+        "data_prep.shards:ShardWriter",
+        "models.features:log_mel",
+        "models.features:SIMPLE",
     )
 
     def scan(self, source: Path) -> list[Input]:
@@ -329,8 +331,6 @@ def _log_mels(crops: Sequence[np.ndarray]) -> np.ndarray:
     ]
     return np.concatenate(batches) if batches else np.zeros((0, SIMPLE.bands, FRAMES), np.float32)
 
-
-__all__ = ["RECIPES", "BadInput", "SimpleCase"]
 
 RECIPES: dict[str, SimpleCase] = {
     recipe.recipe: recipe

@@ -7,8 +7,9 @@
         stems_audio/0_violin.wav ...   stems_MIDI/0_violin.mid ...     as its documentation says; every other track
 
 16 kHz, 16 bit, mono. Track numbers lie where the real ones do: train from 1, valid from 192001, test from 216001.
-In `random` ensembles any of DEMO_INSTRUMENTS plays any voice, so that the instrument cannot be guessed from the pitch.
-Every twelfth track is another ensemble (string, brass, woodwind, or a random one with a double bass, whose name has a space).
+In `random` ensembles any of DEMO_INSTRUMENTS plays any voice, so that the instrument cannot be guessed from the pitch; within a split
+they are cast so that from PITCHES each plays every note about equally often.
+Every sixteenth track is another ensemble (string, brass, woodwind, or a random one with a double bass, whose name has a space).
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.casting import Casting
 from data_prep.chorales import Chorale, Note, compose
 from data_prep.synth import SOUNDFONT_CREDIT, Player, soundfont
 from pipeline.errors import UserError
 
-DEFAULT_TRACKS = 150
+DEFAULT_TRACKS = 190
 SAMPLE_RATE = 16000
 CHORDS = 28
+PITCHES = (48, 72)  # MIDI notes, both inclusive; those of the recipe cocochorales_simple_demo
 TAIL = 0.5  # seconds after the last release
 TARGET_PEAK = -1.0  # dB, of the mixture
 PROGRAMS = {  # General MIDI programs, counted from 0
@@ -38,13 +41,13 @@ PROGRAMS = {  # General MIDI programs, counted from 0
     "saxophone": 65, "bassoon": 70, "trumpet": 56, "horn": 60, "trombone": 57, "tuba": 58,
 }  # fmt: skip
 DEMO_INSTRUMENTS = ("violin", "flute", "clarinet", "trumpet")
-GUESTS = (
+GUESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("string", ("violin", "violin", "viola", "cello")),
     ("random", ("oboe", "saxophone", "horn", "double bass")),
     ("brass", ("trumpet", "horn", "trombone", "tuba")),
     ("woodwind", ("flute", "oboe", "clarinet", "bassoon")),
 )
-GUEST_EVERY = 12
+GUEST_EVERY = 16
 FIRST_NUMBER = {"train": 1, "valid": 192001, "test": 216001}
 LICENCE = f"Demo corpus rendered by data_prep/demo.py: chorales of its own composition, sounds from {SOUNDFONT_CREDIT}."
 
@@ -55,7 +58,7 @@ class Track:
     ensemble: str
     number: int
     instruments: tuple[str, ...]
-    tonic: int
+    chorale: Chorale
     documented: bool  # file names as the documentation has them (stems_MIDI, from 0), else as the code has them
     seed: str
 
@@ -97,14 +100,18 @@ def plan(tracks: int, seed: int) -> list[Track]:
     valid, test = max(2, round(tracks * 0.2)), max(2, round(tracks * 0.1))
     jobs = []
     for split, count in (("train", tracks - valid - test), ("valid", valid), ("test", test)):
+        casting = Casting(DEMO_INSTRUMENTS, *PITCHES)
         for i in range(count):
-            rng = random.Random(f"{seed}/{split}/{i}/instruments")
-            ensemble, instruments = "random", tuple(rng.sample(DEMO_INSTRUMENTS, 4))
+            name = f"{seed}/{split}/{i}"
+            # 5 is coprime to 12: twelve tracks on end have the twelve keys, far ones next to each other
+            chorale = compose(random.Random(f"{name}/chorale"), CHORDS, (5 * i) % 12)
             if i % GUEST_EVERY == GUEST_EVERY - 1:
                 ensemble, instruments = GUESTS[i // GUEST_EVERY % len(GUESTS)]
-            # 5 is coprime to 12: twelve tracks on end have the twelve keys, far ones next to each other
-            tonic, number = (5 * i) % 12, FIRST_NUMBER[split] + i
-            jobs.append(Track(split, ensemble, number, instruments, tonic, i % 2 == 1, f"{seed}/{split}/{i}"))
+            else:
+                ensemble = "random"
+                chorale, instruments = casting.cast(random.Random(f"{name}/casting"), chorale)
+            number = FIRST_NUMBER[split] + i
+            jobs.append(Track(split, ensemble, number, instruments, chorale, i % 2 == 1, f"{name}/performance"))
     return jobs
 
 
@@ -115,8 +122,7 @@ def _render_track(root: Path, track: Track) -> None:
     global _player
     _player = _player or Player(SAMPLE_RATE)
     rng = random.Random(track.seed)
-    chorale = compose(rng, CHORDS, track.tonic)
-    stems = []
+    chorale, stems = track.chorale, []
     for notes, instrument in zip(chorale.voices, track.instruments, strict=True):
         cents = rng.uniform(-8.0, 8.0)  # nobody is in perfect tune
         stems.append(_player.play(notes, PROGRAMS[instrument], chorale.seconds + TAIL, cents).astype(np.float64))
@@ -161,7 +167,7 @@ def _metadata(track: Track, chorale: Chorale, gain: float, levels: list[float]) 
         "stem_integrated_loudness": {i: float(20 * np.log10(level)) for i, level in enumerate(levels)},
         "pitch_correction_amount": {i: [0.0] * len(notes) for i, notes in enumerate(chorale.voices)},
     }
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
 
 
 def _write_midi(

@@ -6,12 +6,13 @@ Everything here is a function of the plan and the commit records, so that it too
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from data_prep.engine import WORK, Committed, close_work, done, publish, read_committed, record_json, shard_files
+from data_prep.commits import MANIFEST, WORK, Committed, done, publish, read_committed, shard_files
 from data_prep.plan import PLAN_NAME, Plan
 from data_prep.shards import difference, differences
 from data_prep.stage import Stage
@@ -20,7 +21,6 @@ from pipeline.shards import FORMAT, SPLITS, read_manifest
 
 QUARANTINE = "quarantine.jsonl"
 CARD = "README.md"
-MANIFEST = "manifest.json"
 
 
 def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
@@ -41,17 +41,16 @@ def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
     if quarantined:
         small[QUARANTINE] = "".join(json.dumps(entry) + "\n" for entry in quarantined).encode()
     hashes = {name: xxhash.xxh3_128_hexdigest(payload) for name, payload in small.items()}
-    hashes |= {f"{r.name}.json": xxhash.xxh3_128_hexdigest(record_json(r)) for r in records}
+    hashes |= {f"{r.name}.json": xxhash.xxh3_128_hexdigest(r.to_json()) for r in records}
     hashes[PLAN_NAME] = xxhash.xxh3_128_hexdigest(plan.to_json())
     manifest = _manifest(plan, info, records, hashes)
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != manifest or unsound(folder, hashes):
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / QUARANTINE).unlink(missing_ok=True)
-        (folder / WORK).mkdir(exist_ok=True)
         for name, payload in small.items():
-            publish(folder / WORK, folder, name, payload)
-        publish(folder / WORK, folder, MANIFEST, manifest)
-    close_work(folder)
+            publish(folder, name, payload)
+        publish(folder, MANIFEST, manifest)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
     return quarantined
 
 

@@ -79,12 +79,13 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def make_plan(
-    stage: Stage, source: Path, cache: Path | None, workers: int, progress: Callable[[int, int], None]
+    stage: Stage, scanned: list[Input], source: Path, cache: Path, workers: int, progress: Callable[[int, int], None]
 ) -> Plan:
-    """Scan ``source``, hash every input and deal the inputs to shards. Raises UserError for another layout and for a leak."""
-    inputs = sorted(
-        _hashed(stage.scan(source), source, cache, workers, progress), key=lambda item: (item.split, item.name)
-    )
+    """Hash every scanned input and deal the inputs to shards. Raises UserError for a leak between splits.
+
+    ``progress`` is told the number of files hashed, and of all.
+    """
+    inputs = sorted(_hashed(scanned, source, cache, workers, progress), key=lambda item: (item.split, item.name))
     refuse_leaks(inputs, stage.leak_signature)
     code = code_version(stage.code)
     shards = []
@@ -117,54 +118,83 @@ def shard_key(stage: Stage, code: str, items: Iterable[Input]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
-def code_version(modules: Iterable[str]) -> str:
-    """sha256 over the modules' code without comments, docstrings and layout, first 16 hex digits."""
+def code_version(entries: Iterable[str]) -> str:
+    """sha256 over the code that decides a stage's bytes, without comments, docstrings and layout, first 16 hex digits.
+
+    An entry is a module, or "module:name": that function or class with all that it uses of its module. So a new feature in a
+    shared module, or a reworded docstring, rebuilds nothing.
+    """
     digest = hashlib.sha256()
-    for name in modules:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None, name
+    for entry in entries:
+        module, _, name = entry.partition(":")
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None, module
         tree = ast.parse(Path(spec.origin).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                body[0] = ast.Pass()  # a docstring
-        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+        for node in _reached(tree, name) if name else tree.body:
+            digest.update(f"{entry}\n{ast.unparse(_without_docstrings(node))}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _reached(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """The module-level statements that define ``name`` and whatever it mentions, in their order."""
+    statements: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound = {node.name}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound = {alias.asname or alias.name for alias in node.names}
+        statements |= dict.fromkeys(bound, node)
+    assert name in statements, name
+    open_names, seen = [name], {name}
+    while open_names:
+        for part in ast.walk(statements[open_names.pop()]):
+            if isinstance(part, ast.Name) and part.id in statements and part.id not in seen:
+                seen.add(part.id)
+                open_names.append(part.id)
+    kept = {id(statements[n]) for n in seen}
+    return [node for node in tree.body if id(node) in kept]
+
+
+def _without_docstrings(statement: ast.stmt) -> ast.stmt:
+    for part in ast.walk(statement):
+        body = getattr(part, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return statement
 
 
 def refuse_leaks(inputs: Iterable[Input], signature: Callable[[Input], str | None]) -> None:
     """UserError where one group, or one recording under two names, lies in two splits."""
     seen: dict[str, Input] = {}
     for item in inputs:
+        marks = [(f"group {item.group}", f"{item.name} lies")]
         sign = signature(item)
-        for mark, what in ((f"group {item.group}", "lies"), (f"content {sign}", "lies under two names")):
-            if what == "lies under two names" and sign is None:
-                continue
+        if sign is not None:
+            marks.append((f"content {sign}", f"one recording lies under the names {{}} and {item.name}"))
+        for mark, lies in marks:
             first = seen.setdefault(mark, item)
             if first.split != item.split:
-                names = item.name if first.name == item.name else f"{first.name} = {item.name}"
                 raise UserError(
-                    f"{names} {what} in two splits, {first.split} and {item.split}: a model would be tested on what it was "
-                    "trained on. Remove one of the two; splits come from the folders as the dataset's authors made them."
+                    f"{lies.format(first.name)} in two splits, {first.split} and {item.split}: a model would be tested on what it "
+                    "was trained on. Remove one; splits come from the folders, as the dataset's authors made them."
                 )
 
 
 def _hashed(
-    inputs: list[Input], source: Path, cache: Path | None, workers: int, progress: Callable[[int, int], None]
+    inputs: list[Input], source: Path, cache: Path, workers: int, progress: Callable[[int, int], None]
 ) -> list[Input]:
     """``inputs`` with every file's size and content hash; files whose stat the cache knows are not read again."""
-    known: dict[str, list[Any]] = {}
-    if cache is not None:
-        try:
-            known = json.loads(cache.read_bytes())
-        except (OSError, ValueError):
-            known = {}
-    files = [file.path for item in inputs for file in item.files]
+    try:
+        known: dict[str, list[Any]] = json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    paths = [file.path for item in inputs for file in item.files]
 
     def look(path: str) -> tuple[InputFile, list[Any]]:
         try:
@@ -176,17 +206,18 @@ def _hashed(
         except OSError:
             return InputFile(path), []
 
-    done: dict[str, InputFile] = {}
+    files: dict[str, InputFile] = {}
     fresh: dict[str, list[Any]] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:  # reading and hashing release the interpreter lock
-        for path, (file, entry) in zip(files, pool.map(look, files), strict=True):
-            done[path], fresh[path] = file, entry
-            progress(len(done), len(files))
-    if cache is not None:
-        aside = cache.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(json.dumps({path: entry for path, entry in fresh.items() if entry}))
-        aside.replace(cache)
-    return [Input(i.name, i.split, i.group, tuple(done[f.path] for f in i.files)) for i in inputs]
+        for path, (file, entry) in zip(paths, pool.map(look, paths), strict=True):
+            files[path] = file
+            if entry:
+                fresh[path] = entry
+            progress(len(files), len(paths))
+    aside = cache.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps(fresh))
+    aside.replace(cache)
+    return [Input(i.name, i.split, i.group, tuple(files[f.path] for f in i.files)) for i in inputs]
 
 
 def _compact(shard: PlannedShard) -> dict[str, Any]:

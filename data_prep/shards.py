@@ -75,6 +75,7 @@ class ShardWriter:
         self._file = self.tar_path.open("wb")
         self._hash = xxhash.xxh3_128()
         self._rows: list[tuple[int, int, int]] = []
+        self._keys: set[str] = set()
         self._offset = 0
         self._finished = False
 
@@ -88,6 +89,10 @@ class ShardWriter:
             self.index_path.unlink(missing_ok=True)
 
     def add(self, key: str, fields: Fields) -> None:
+        """Append one sample. ValueError where the shard has one of that key already."""
+        if key in self._keys:
+            raise ValueError(f"two samples of the key '{key}'")
+        self._keys.add(key)
         raw = encode(key, fields)
         self._rows.append((self._offset, len(raw), xxhash.xxh3_64_intdigest(raw)))
         self._write(raw)

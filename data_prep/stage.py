@@ -49,7 +49,7 @@ class Stage(ABC):
     recipe: str
     inputs_per_shard: int
     dataset: ClassVar[str]
-    code: ClassVar[tuple[str, ...]]  # modules whose code decides the bytes; a change of theirs rebuilds every shard
+    code: ClassVar[tuple[str, ...]]  # what decides the bytes, "module" or "module:name"; see plan.code_version
     codec: ClassVar[str | None] = None
     codec_hash: ClassVar[str | None] = None  # of the codec's weights
 
@@ -58,7 +58,7 @@ class Stage(ABC):
 
     @abstractmethod
     def scan(self, source: Path) -> list[Input]:
-        """All inputs, files unhashed. Raises UserError where ``source`` is not this dataset's layout, or is empty."""
+        """All inputs, files unhashed. Raises UserError where ``source`` is missing, empty, or another dataset's layout."""
 
     @abstractmethod
     def licence(self, source: Path) -> str:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from data_prep.claims import living
-from data_prep.engine import WORK, done
+from data_prep.commits import MANIFEST, WORK, done
 from data_prep.plan import read_plan
 from pipeline.errors import UserError
 
@@ -19,7 +19,7 @@ def show_status(folder: Path) -> None:
     records = [(shard, record) for shard in plan.shards if (record := done(folder, shard)) is not None]
     inputs = sum(record.inputs for _, record in records)
     bad = sum(len(record.quarantined) for _, record in records)
-    state = "complete" if (folder / "manifest.json").exists() else "not complete"
+    state = "complete" if (folder / MANIFEST).exists() else "not complete"
     print(f"{folder}: {state}")
     print(f"  {len(records)} of {len(plan.shards)} shards, {inputs} of {plan.inputs} inputs, {bad} quarantined")
     if state == "complete":

@@ -65,12 +65,12 @@ class Player:
             else:
                 self._synth.noteoff(0, note.pitch)
         chunks.append(self._run(round(seconds * self.sample_rate) - now))
-        return np.concatenate(chunks)
+        stereo = np.concatenate(chunks).reshape(-1, 2)
+        return (stereo[:, 0] + stereo[:, 1]) / 2
 
     def _run(self, samples: int) -> np.ndarray:
-        if samples <= 0:
-            return np.zeros(0, np.float32)
-        return np.frombuffer(self._synth.generate(samples), np.float32).reshape(-1, 2).mean(axis=1)
+        """(2 * samples,) float32, left and right in turn."""
+        return np.frombuffer(self._synth.generate(samples), np.float32) if samples > 0 else np.zeros(0, np.float32)
 
     def _silence(self) -> None:
         self._synth.sounds_off(0)
