@@ -20,7 +20,10 @@ def key(seed: int, stream: str, number: int = 0) -> int:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's default generators for one step (dropout and whatever else draws without a key)."""
-    torch.manual_seed(key(seed, f"step/{rank}", step))
+    drawn = key(seed, f"step/{rank}", step)
+    torch.default_generator.manual_seed(drawn)  # torch.manual_seed formats three stack traces where there is no GPU
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(drawn)
 
 
 class KeyedRandom:

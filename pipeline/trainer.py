@@ -198,12 +198,11 @@ class Trainer:
             / self.world.size
         )
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
-        faults = loader.faults()
+        for fault in loader.faults():  # each rank names what it met
+            self.run.record("data_fault", step=step, rank=self.world.rank, message=fault)
+            print(f"warning: {fault}", file=sys.stderr, flush=True)
         if self.reporter:
             self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
-            for fault in faults:
-                self.reporter.event("data_fault", step=step, message=fault)
-                self.reporter.say(f"warning: {fault}")
         if not math.isfinite(values["train/loss"]):
             message = f"the loss is {values['train/loss']} at step {step}; lower optimizer.lr or set trainer.grad_clip, then resume"
             if self.reporter:

@@ -1,0 +1,135 @@
+"""What the training loop itself costs a step: four weights trained bare and by our loop, in one run.
+
+    python benchmarks/trainer.py [--steps 3000] [--repeats 5]
+
+Everything is on: loss and gradient norm journalled at every step, EMA, clipping, schedule, heartbeat, progress, real shards.
+The bare loop has its batch in memory and does the same arithmetic: forward, backward, clip, one fused optimizer step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from data_prep.shards import ShardWriter, commit
+from pipeline.config import ModelSection, RunConfig, parse_config
+from pipeline.control import StopFlag
+from pipeline.distributed import make_fabric
+from pipeline.runs import RunFolder
+from pipeline.shards import FORMAT, Manifest, read_manifest
+from pipeline.train_module import Batch, TrainModule
+from pipeline.trainer import Trainer
+from pipeline.world import World
+
+BATCH = 8
+
+
+class FourWeights(TrainModule):
+    """As little as can be trained: what is measured beside it is the loop."""
+
+    def __init__(self, config: RunConfig, data: dict[str, Any]) -> None:
+        super().__init__(config, data)
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return {"loss": (batch["x"] * self.weight).square().mean()}
+
+
+class NoStep(FourWeights):
+    """Does nothing at all in a step: the loop alone, without Fabric's wrappers."""
+
+    def optimize(self, engine: Any, batch: Batch, optimizers: Any, step: int) -> dict[str, Tensor]:
+        return {"loss": batch["x"][0, 0]}
+
+
+def write_shards(folder: Path, samples: int = 4096) -> Manifest:
+    with ShardWriter(folder, "writing") as writer:
+        for number in range(samples):
+            writer.add(f"{number:06d}", {"x": np.full(4, number / samples, np.float32)})
+        written = writer.finish()
+        commit(writer, folder, "train-000000")
+    line = {"name": "train-000000", "split": "train", "samples": written.samples, "tar_size": written.tar_size}
+    line |= {"tar_hash": written.tar_hash, "index_hash": written.index_hash}
+    tree = {"format": FORMAT, "dataset": "toy", "recipe": "toy", "codec": None, "info": {}, "shards": [line]}
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    return read_manifest(folder)
+
+
+def config_of(steps: int) -> RunConfig:
+    tree = {
+        "model": {"system": "toy"},
+        "data": {"recipe": "toy", "batch_size": BATCH},
+        "optimizer": {"lr": 1e-3, "schedule": {"name": "cosine", "warmup_steps": 10, "decay_steps": steps}},
+        "trainer": {"max_steps": steps, "log_every": 1, "save_every": 10**9, "ema": 0.999, "grad_clip": 1.0},
+    }
+    return parse_config(tree, ModelSection, "benchmark")
+
+
+def ours(module_class: type[TrainModule], manifest: Manifest, steps: int) -> float:
+    """Seconds a step in the steady state: two lengths, so that starting and the last checkpoint cancel."""
+    return (timed(module_class, manifest, steps) - timed(module_class, manifest, steps // 4)) / (steps - steps // 4)
+
+
+def timed(module_class: type[TrainModule], manifest: Manifest, steps: int) -> float:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        run = RunFolder(Path(folder) / "toy" / "00000000")
+        run.create()
+        config, world = config_of(steps), World()
+        module = module_class(config, {})
+        fabric = make_fabric(config.trainer, world)
+        trainer = Trainer(run, config, module, manifest, fabric, world, run.claim_attempt(), StopFlag())
+        began = time.perf_counter()
+        trainer.fit()
+        return time.perf_counter() - began
+
+
+def bare(steps: int) -> float:
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, fused=True)
+    x = torch.rand(BATCH, 4)
+    began = time.perf_counter()
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss = (x * weight).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_([weight], 1.0, foreach=True)
+        optimizer.step()
+    return (time.perf_counter() - began) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, list[float]] = {"bare loop": [], "our loop": [], "our loop, no step": []}
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_shards(Path(folder))
+        for _ in range(args.repeats):  # interleaved, so that a busy moment of the machine hits all of them
+            rows["bare loop"].append(bare(args.steps))
+            rows["our loop"].append(ours(FourWeights, manifest, args.steps))
+            rows["our loop, no step"].append(ours(NoStep, manifest, args.steps))
+    rows["the loop's own cost"] = [a - b for a, b in zip(rows["our loop"], rows["bare loop"], strict=True)]
+    table = Table("", "us a step (median)", "least .. most", title=f"{args.steps} steps, {args.repeats} repeats")
+    for name, values in rows.items():
+        shown = [1e6 * v for v in values]
+        table.add_row(name, f"{statistics.median(shown):.0f}", f"{min(shown):.0f} .. {max(shown):.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
