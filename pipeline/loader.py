@@ -9,148 +9,33 @@ A damaged sample is replaced by another (a function of the damaged one alone), c
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from pipeline.batches import Batch, BatchReader, Item, Memory, Positions, Report, to_arrays
 from pipeline.errors import RunFailed, UserError
 from pipeline.order import Order, block_size
-from pipeline.samples import SplitReader, stand_ins
-from pipeline.shards import DamagedSample, Manifest
-from pipeline.workers import read_in_processes
+from pipeline.shards import Manifest
+from pipeline.workers import Workers, read_ahead
 
-Batch = dict[str, torch.Tensor]  # as in ``train_module``
-AHEAD = 2  # batches that the thread of ``workers=0`` reads ahead
 EVALUATION_SEED = 0  # evaluation has one order for ever, and a limited one must not see the first shards only
-
-
-class Positions:
-    """Which positions p the n-th global batch after ``start`` takes, and which of them are this rank's.
-
-    ``skip`` holds [begin, end) ranges of p that are jumped over; they may touch and overlap. ``end``: no position from there on.
-    """
-
-    def __init__(
-        self, batch_size: int, rank: int, world_size: int, start: int, skip: Sequence[Sequence[int]], end: int | None
-    ) -> None:
-        self.batch_size, self.rank, self.world_size, self.start, self.end = batch_size, rank, world_size, start, end
-        self.skip: list[tuple[int, int]] = []
-        for begin, stop in sorted((int(a), int(b)) for a, b in skip):
-            if self.skip and begin <= self.skip[-1][1]:
-                self.skip[-1] = (self.skip[-1][0], max(stop, self.skip[-1][1]))
-            elif begin < stop:
-                self.skip.append((begin, stop))
-        # What is not skipped has consecutive numbers; a number and its position differ by what was jumped before it.
-        lengths = [stop - begin for begin, stop in self.skip]
-        self._jumped = np.cumsum([0, *lengths], dtype=np.int64)
-        self._jump_at = np.array([begin for begin, _ in self.skip], np.int64) - self._jumped[:-1]
-        self._first = start - sum(min(max(start - begin, 0), stop - begin) for begin, stop in self.skip)
-
-    def of_batch(self, batch: int) -> np.ndarray:
-        """This rank's positions in global batch number ``batch`` (0: the first after ``start``), int64 (B,)."""
-        first = batch * self.batch_size
-        count = self.batch_size if self.end is None else min(self.batch_size, self.end - self.start - first)
-        return self._positions(
-            first + count * self.rank // self.world_size, first + count * (self.rank + 1) // self.world_size
-        )
-
-    def after(self, batches: int) -> int:
-        """The position that follows the last one of the first ``batches`` batches."""
-        last = batches * self.batch_size - 1
-        return int(self._positions(last, last + 1)[0]) + 1 if batches else self.start
-
-    def _positions(self, first: int, last: int) -> np.ndarray:
-        numbers = np.arange(self._first + first, self._first + last)
-        return numbers + self._jumped[np.searchsorted(self._jump_at, numbers, side="right")]
-
-
-class Fault(NamedTuple):
-    """One row of a batch that holds another sample than it should."""
-
-    what: str  # the sentence that names the damage: of one sample, or of its whole shard
-    sample: int
-    stand_in: int
-
-
-class Item(NamedTuple):
-    """What is read for one batch number; ``failure`` is a sentence where no batch could be made."""
-
-    batch: Batch
-    faults: list[Fault]
-    failure: str | None = None
-
-
-class BatchReader(Dataset[Item]):
-    """Map-style: a batch number to this rank's share of that batch. Sent to worker processes before its first read."""
-
-    def __init__(self, manifest: Manifest, split: str, order: Order, positions: Positions, pin_memory: bool) -> None:
-        self.samples = SplitReader(manifest, split)
-        self.where = f"{manifest.folder} ({split})"
-        self.order, self.positions, self.pin_memory = order, positions, pin_memory
-
-    def __getitem__(self, number: int) -> Item:
-        try:
-            positions = self.positions.of_batch(number)
-            faults: list[Fault] = []
-            batch = self._read(self.order.ids(positions), faults)
-        except RunFailed as error:  # as a value: an exception from a worker arrives wrapped in a traceback
-            return Item({}, [], str(error))
-        batch["position"] = torch.from_numpy(positions)
-        return Item(batch, faults)
-
-    def _read(self, ids: np.ndarray, faults: list[Fault]) -> Batch:
-        batch, rows = self._allocate(len(ids))
-        for i in np.argsort(ids, kind="stable").tolist():  # as they lie on disk
-            fault = self.fill(int(ids[i]), {name: array[i] for name, array in rows.items()})
-            if fault is not None:
-                faults.append(fault)
-        return batch
-
-    def _allocate(self, count: int) -> tuple[Batch, dict[str, np.ndarray]]:
-        """A batch to be filled, and the same memory as bytes: uint8 (count, bytes of one sample's array) each."""
-        try:
-            signature = self.samples.signature
-        except DamagedSample as error:
-            raise RunFailed(f"{self.where}: no intact sample was found; {error}. Verify it with prepare.py.") from error
-        batch, rows = {}, {}
-        for name, (dtype, shape) in signature.items():
-            kind = torch.from_numpy(np.empty(0, dtype)).dtype
-            batch[name] = torch.empty((count, *shape), dtype=kind, pin_memory=self.pin_memory)
-            rows[name] = batch[name].numpy().reshape(count, -1).view(np.uint8)
-        return batch, rows
-
-    def fill(self, number: int, rows: dict[str, np.ndarray]) -> Fault | None:
-        """Sample ``number``, or what stands in for it, into ``rows``; RunFailed where nothing can."""
-        return self.replacing(number, lambda n: self.samples.fill(n, rows))[1]
-
-    def replacing(self, number: int, read: Callable[[int], Any]) -> tuple[Any, Fault | None]:
-        """``read(number)``, or of the first stand-in that is intact."""
-        try:
-            return read(number), None
-        except DamagedSample as error:
-            what = str(error)
-        for other in stand_ins(number, len(self.samples)):
-            with contextlib.suppress(DamagedSample):
-                return read(other), Fault(what, number, other)
-        raise RunFailed(f"{self.where}: no intact sample was found to stand in; {what}. Verify it with prepare.py.")
 
 
 class _Batches:
     """What training and evaluation share: one rank's stream of batches, and the account of what was damaged."""
 
-    def __init__(self, manifest: Manifest, split: str, seed: int, positions: Positions, pin_memory: bool) -> None:
+    def __init__(self, manifest: Manifest, split: str, seed: int, positions: Positions) -> None:
         self.samples = manifest.samples(split)
-        mean = sum(shard.tar_size for shard in manifest.split(split)) / self.samples
-        self._order = Order(self.samples, seed, block_size(mean))
-        self._positions = positions
-        self._reader = BatchReader(manifest, split, self._order, positions, pin_memory)
+        if not self.samples:
+            have = ", ".join(sorted({shard.split for shard in manifest.shards if shard.samples})) or "none"
+            raise UserError(f"{manifest.folder} holds no samples of the split '{split}'; it has: {have}.")
         self.substituted = 0  # rows handed out that hold a stand-in
+        self._manifest, self._split, self._seed, self._positions = manifest, split, seed, positions
         self._named: set[str] = set()
         self._unreported: list[str] = []
 
@@ -159,15 +44,25 @@ class _Batches:
         new, self._unreported = self._unreported, []
         return new
 
-    def _hand_out(self, item: Item) -> Batch:
-        if item.failure is not None:
-            raise RunFailed(item.failure)
-        self.substituted += len(item.faults)
-        for what, sample, stand_in in item.faults:
+    def _new_reader(self) -> BatchReader:
+        bytes_each = sum(shard.tar_size for shard in self._manifest.split(self._split)) / self._manifest.samples(
+            self._split
+        )
+        order = Order(self._manifest.samples(self._split), self._seed, block_size(bytes_each))
+        return BatchReader(self._manifest, self._split, order, self._positions)
+
+    def _hand_out(self, number: int, batch: Batch, report: Report) -> Batch:
+        if report.failure is not None:
+            raise RunFailed(report.failure)
+        self.substituted += len(report.faults)
+        for what, sample, stand_in in report.faults:
             if what not in self._named:
                 self._named.add(what)
                 self._unreported.append(f"{what}: sample {stand_in} of the split stands in for {sample}")
-        return item.batch
+        positions = self._positions.of_batch(number)
+        batch = {name: tensor[: len(positions)] for name, tensor in batch.items()}
+        batch["position"] = torch.from_numpy(positions)
+        return batch
 
 
 class Loader(_Batches):
@@ -201,33 +96,43 @@ class Loader(_Batches):
         skip: Sequence[Sequence[int]] = (),
         pin_memory: bool = False,
     ) -> None:
-        _require_samples(manifest, split)
         if batch_size % world_size:
             raise UserError(
                 f"A global batch of {batch_size} samples cannot be shared equally by {world_size} processes."
             )
-        positions = Positions(batch_size, rank, world_size, position, skip, None)
-        in_thread = pin_memory and not workers  # a worker's batch is pinned by the process that receives it
-        super().__init__(manifest, split, seed, positions, in_thread)
-        self._workers, self._pin_memory = workers, pin_memory
+        super().__init__(manifest, split, seed, Positions(batch_size, rank, world_size, position, skip, None))
         self._state = {"seed": seed, "manifest": manifest.identity, "split": split}
-        self._running: Iterator[Item] | None = None
+        self._count, self._pin_memory = workers, pin_memory
+        self._stream: Generator[Item, None, None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        endless = range(1 << 62)
-        if self._workers:
-            self._running = read_in_processes(self._reader, endless, self._workers, self._pin_memory)
-        else:
-            self._running = _read_ahead(self._reader.__getitem__, endless)
-        for item in self._running:
-            yield self._hand_out(item)
+        self._stream = self._in_processes() if self._count else self._in_thread()
+        for number, item in enumerate(self._stream):
+            yield self._hand_out(number, *item)
+
+    def _in_thread(self) -> Generator[Item, None, None]:
+        reader = self._new_reader()
+        memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
+        yield from read_ahead(partial(_read, reader, memory), itertools.count())
+
+    def _in_processes(self) -> Generator[Item, None, None]:
+        reader = self._new_reader()
+        workers = Workers(reader, Memory(reader.signature, self._positions.rows), self._count)
+        try:
+            if not self._pin_memory:
+                while True:
+                    yield workers.next()
+            pinned = Memory(reader.signature, self._positions.rows, pin=True)
+            yield from read_ahead(lambda _: _moved(*workers.next(), pinned), itertools.count())
+        finally:
+            workers.close()
 
     def close(self) -> None:
         """End the workers or the thread; safe to call twice."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.close()  # type: ignore[attr-defined]  # a generator
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -251,12 +156,9 @@ class Loader(_Batches):
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample at ``position`` decoded, with its JSON and "__key__"; a stand-in where it is damaged."""
-        (number,) = self._order.ids(np.array([position])).tolist()
-        samples = SplitReader(self._reader.samples.manifest, self._reader.samples.split)
-        try:
-            return self._reader.replacing(number, samples.sample)[0]
-        finally:
-            samples.close()
+        reader = self._new_reader()
+        (number,) = reader.order.ids(np.array([position])).tolist()
+        return reader.sample(number)
 
 
 class Evaluation(_Batches):
@@ -281,42 +183,32 @@ class Evaluation(_Batches):
         limit: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        _require_samples(manifest, split)
-        total = manifest.samples(split)
-        if limit is not None:
-            total = min(total, limit * batch_size)
-        super().__init__(
-            manifest, split, EVALUATION_SEED, Positions(batch_size, rank, world_size, 0, (), total), pin_memory
-        )
+        total = manifest.samples(split) if limit is None else min(manifest.samples(split), limit * batch_size)
+        positions = Positions(batch_size, rank, world_size, 0, (), total)
+        super().__init__(manifest, split, EVALUATION_SEED, positions)
         self.samples = total
-        self._batches = -(-total // batch_size)
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         """Global batches in a pass."""
-        return self._batches
+        return -(-self.samples // self._positions.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        mine = (n for n in range(len(self)) if len(self._positions.of_batch(n)))
-        for item in _read_ahead(self._reader.__getitem__, mine):
-            yield self._hand_out(item)
+        reader = self._new_reader()
+        memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
+        mine = [number for number in range(len(self)) if len(self._positions.of_batch(number))]
+        for number, item in zip(mine, read_ahead(partial(_read, reader, memory), mine), strict=True):
+            yield self._hand_out(number, *item)
 
 
-def _require_samples(manifest: Manifest, split: str) -> None:
-    if not manifest.samples(split):
-        have = ", ".join(sorted({shard.split for shard in manifest.shards if shard.samples})) or "none"
-        raise UserError(f"{manifest.folder} holds no samples of the split '{split}'; it has: {have}.")
+def _read(reader: BatchReader, memory: Memory, number: int) -> Item:
+    batch = memory.take()
+    return batch, reader.read(number, to_arrays(batch))
 
 
-def _read_ahead(read: Callable[[int], Item], numbers: Iterable[int]) -> Iterator[Item]:
-    """``read(n)`` for each number in turn, ``AHEAD`` of them in advance in a thread."""
-    waiting: deque[Future[Item]] = deque()
-    thread = ThreadPoolExecutor(1, "loader")
-    try:
-        for number in numbers:
-            waiting.append(thread.submit(read, number))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        thread.shutdown(cancel_futures=True)
+def _moved(batch: Batch, report: Report, memory: Memory) -> Item:
+    """The same in other memory."""
+    moved = memory.take()
+    for name, tensor in batch.items():
+        moved[name].copy_(tensor)
+    return moved, report

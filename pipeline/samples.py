@@ -6,7 +6,9 @@ from one sample and checked on every other, so a batch costs one read and one ch
 
 from __future__ import annotations
 
+import itertools
 import struct
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -56,7 +58,7 @@ class SplitReader:
     def __init__(self, manifest: Manifest, split: str, open_shards: int = OPEN_SHARDS) -> None:
         self.manifest, self.split = manifest, split
         self.folder, self.shards = manifest.folder, manifest.split(split)
-        self._starts = np.cumsum([0] + [s.samples for s in self.shards])
+        self._starts = list(itertools.accumulate((s.samples for s in self.shards), initial=0))
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._open_shards = open_shards
         self._verified = bytearray(len(self.shards))  # 1 where this process has checked the shard's index
@@ -64,7 +66,7 @@ class SplitReader:
         self._layouts: dict[int, Layout] = {}  # by the size of a sample, as learned from one of that size
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def close(self) -> None:
         while self._open:
@@ -112,9 +114,8 @@ class SplitReader:
 
         The file system gets a second chance with a newly opened file: a server that came back has new handles.
         """
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        row = number - int(self._starts[shard])
-        path = self.folder / f"{self.shards[shard].name}.tar"
+        shard = bisect_right(self._starts, number) - 1
+        row = number - self._starts[shard]
         try:
             try:
                 return use(self._reader(shard), row)
@@ -123,14 +124,18 @@ class SplitReader:
                     self._open.pop(shard).close()
                 return use(self._reader(shard), row)
         except OSError as error:
-            raise DamagedSample(f"{path}: sample {row} cannot be read ({error.strerror})") from error
+            raise DamagedSample(f"{self._name(shard)}: sample {row} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, IndexError) as error:  # the bytes are those that were written, and make no sense
-            raise DamagedSample(f"{path}: sample {row} cannot be decoded ({error})") from error
+            raise DamagedSample(f"{self._name(shard)}: sample {row} cannot be decoded ({error})") from error
+
+    def _name(self, shard: int) -> str:
+        return f"{self.folder / self.shards[shard].name}.tar"
 
     def _reader(self, shard: int) -> ShardReader:
-        if shard in self._open:
+        reader = self._open.get(shard)
+        if reader is not None:
             self._open.move_to_end(shard)
-            return self._open[shard]
+            return reader
         if shard in self._broken:
             raise DamagedSample(self._broken[shard])
         try:
