@@ -259,7 +259,7 @@ def prepare_folder(plan: Plan, args: argparse.Namespace) -> None:
     if new:
         run.record("created", config=plan.config.model_dump(mode="json"))
     elif changed := differences(load_frozen(run.config_file), plan.config):
-        at = (read_steps(run) or [0])[-1]
+        at = (run.steps() or [0])[-1]
         run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
         say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
     if args.checkpoint is not None:
@@ -275,14 +275,9 @@ def prepare_folder(plan: Plan, args: argparse.Namespace) -> None:
     write_json(run.launch_file, host)
 
 
-def read_steps(run: RunFolder) -> list[int]:
-    """Steps of the run's checkpoints (the folder names; ``pipeline.checkpoint`` would import torch)."""
-    return sorted(int(p.name.removeprefix("step_")) for p in run.checkpoints.glob("step_*"))
-
-
 def rewind(run: RunFolder, step: int) -> None:
     """Set later checkpoints aside, so that the run goes on from ``step``; nothing is deleted."""
-    present = read_steps(run)
+    present = run.steps()
     if step not in present:
         raise UserError(
             f"{run.name} has no checkpoint at step {step}; it has: {', '.join(map(str, present)) or 'none'}."

@@ -40,7 +40,9 @@ def run_local(run: RunFolder, processes: int) -> dict:
         raise RunFailed(_obituary(run, ranks, failed, launch))
     end = run.last_end()
     if end is None:
-        raise RunFailed(f"{run.name} is being trained by a later attempt, so this one stopped; --wait follows that one.")
+        raise RunFailed(
+            f"{run.name} is being trained by a later attempt, so this one stopped; --wait follows that one."
+        )
     return end
 
 

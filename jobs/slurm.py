@@ -53,6 +53,7 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
         "gres": gres,
         "signal_delay_s": cluster.signal_seconds,
         "setup": setup_lines(run, cluster),
+        "teardown": teardown_lines(run),
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
         "wckey": None,
         "additional_parameters": {"requeue": True, **({"exclusive": True} if cluster.exclusive else {})},
@@ -74,6 +75,16 @@ def setup_lines(run: RunFolder, cluster: Cluster) -> list[str]:
         **cluster.environment,
     }
     return [*cluster.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exports.items())]
+
+
+def teardown_lines(run: RunFolder) -> list[str]:
+    """Shell lines after srun: a run that did not end by agreement decides whether it comes back."""
+    python = shlex.quote(sys.executable)
+    return [
+        "code=$?",
+        f'[ "$code" = 0 ] || {python} -m jobs.requeue {shlex.quote(str(run.path))} "$code"',
+        'exit "$code"',
+    ]
 
 
 def script(run: RunFolder, cluster: Cluster, request: Request) -> str:

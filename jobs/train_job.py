@@ -18,6 +18,8 @@ from pipeline.errors import RunFailed, run_command
 from pipeline.runs import RunFolder
 from pipeline.world import World
 
+WAIT_TO_BE_ENDED = 120.0  # seconds; SLURM ends a requeued or preempted job within its KillWait or grace time
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -26,8 +28,26 @@ class TrainJob:
     path: str
 
     def __call__(self) -> str:
+        run = RunFolder(Path(self.path))
         with StopFlag().installed() as stop:
-            return run_attempt(RunFolder(Path(self.path)), stop).name
+            reason = run_attempt(run, stop)
+            if "SLURM_JOB_ID" in os.environ and reason in (Stop.WARNED, Stop.TERMINATED):
+                come_back(run, reason)
+            return reason.name
+
+
+def come_back(run: RunFolder, reason: Stop) -> None:
+    """After the collective save: one rank requeues, all wait to be ended by SLURM, so that the job never counts as completed.
+
+    SIGTERM comes with a preemption, which requeues by itself, or with a cancellation, which must not come back: there we only wait.
+    Raises RunFailed where nobody ends us; the batch script then decides.
+    """
+    from jobs.requeue import requeue
+
+    if reason is Stop.WARNED and os.environ["SLURM_PROCID"] == "0" and not requeue(run, reason.words):
+        raise RunFailed(f"{run.name} saved its state and is not requeued")
+    time.sleep(WAIT_TO_BE_ENDED)
+    raise RunFailed(f"{run.name} saved its state ({reason.words}) and nobody ended the job")
 
 
 def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:

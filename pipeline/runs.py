@@ -72,6 +72,10 @@ class RunFolder:
                 return None
         return None
 
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending, by the folders' names; ``pipeline.checkpoint`` says whether they are good."""
+        return sorted(int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*"))
+
     # -- who may write ------------------------------------------------------------------------------------------
 
     def claim_attempt(self) -> int:
