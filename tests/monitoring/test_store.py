@@ -1,0 +1,93 @@
+"""Which files are opened as a store, which are brought up to date, and which are refused with a sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from monitoring import store as store_module
+from monitoring.store import mlflow_environment, open_store
+from pipeline.errors import UserError
+from tests.monitoring.conftest import Bench
+from tests.monitoring.run_factory import expected, finished_run
+
+OLDER = """
+import sys
+from alembic import command
+from mlflow.store.db.utils import InitialBase, _get_alembic_config, create_sqlalchemy_engine
+engine = create_sqlalchemy_engine(sys.argv[1])
+InitialBase.metadata.create_all(engine)
+with engine.begin() as connection:
+    config = _get_alembic_config(sys.argv[1])
+    config.attributes["connection"] = connection
+    command.upgrade(config, sys.argv[2])
+"""
+EARLY_MLFLOW_3 = "6953534de441"  # 25 migrations before that of MLflow 3.17
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as error:
+        open_store(path, print)
+    return str(error.value)
+
+
+def set_schema(path, schema: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+
+
+def test_a_store_of_a_newer_mlflow_is_refused_untouched(bench: Bench):
+    set_schema(bench.path, "feedfacecafe")
+    before = bench.path.read_bytes()
+    assert "schema feedfacecafe" in (said := refused(bench.path)) and "newer" in said and "--store" in said
+    assert bench.path.read_bytes() == before
+
+
+def test_other_layouts_and_other_files_are_refused(bench: Bench, tmp_path):
+    with closing(sqlite3.connect(bench.path)) as connection, connection:
+        connection.execute("ALTER TABLE params RENAME COLUMN value TO content")
+    assert "params.value" in refused(bench.path)
+    (tmp_path / "text.db").write_text("no database, but long enough to be looked at as one" * 20)
+    assert "is not an MLflow store" in refused(tmp_path / "text.db")
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE x (y)")
+    assert "is not an MLflow store" in refused(tmp_path / "other.db")
+    (tmp_path / "file").touch()
+    assert "cannot be written to" in refused(tmp_path / "file" / "mlflow.db")
+
+
+def test_without_mlflow_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "make setup" in refused(tmp_path / "mlflow.db")
+
+
+@pytest.mark.soak
+def test_an_older_store_is_upgraded_and_kept(bench: Bench, tmp_path):
+    old = tmp_path / "old.db"
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER, f"sqlite:///{old}", EARLY_MLFLOW_3],
+        env=mlflow_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    as_it_was = old.read_bytes()
+    shutil.copy(old, bench.path)
+    run = finished_run(bench.runs)
+    bench.update()
+    assert bench.points(bench.run().info.run_id) == expected(run)
+    assert bench.path.with_name(f"mlflow.db.{EARLY_MLFLOW_3}.bak").read_bytes() == as_it_was
+    assert sorted(p.name for p in bench.path.parent.glob("*.db*")) == ["mlflow.db", f"mlflow.db.{EARLY_MLFLOW_3}.bak"]
+
+
+def test_no_half_made_store_is_ever_left(tmp_path, monkeypatch):
+    (tmp_path / f".mlflow.db.making_{2**22 + 1}").touch()  # of a process that was killed
+    monkeypatch.setattr(store_module, "CREATE", "raise SystemExit('no space left on device')")
+    with pytest.raises(Exception, match="no space left"):
+        open_store(tmp_path / "mlflow.db", print)
+    assert list(tmp_path.iterdir()) == []
