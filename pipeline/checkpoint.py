@@ -10,6 +10,7 @@ Loading verifies every byte. A bad checkpoint is set aside under a name that say
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -61,7 +62,10 @@ def hash_file(path: Path) -> str:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoint`` under ``folder``; when this returns it is complete and durable. One that is there already stays."""
+    """Write ``checkpoint`` under ``folder``; when this returns it is complete and durable. One that is there already stays.
+
+    Raises OSError where it could not be written; ``sweep`` removes what is left of it.
+    """
     final = folder / folder_name(checkpoint.step)
     if final.exists():
         return final
@@ -71,7 +75,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for name, part in checkpoint.parts.items():
         tensors: dict[str, Tensor] = {}
         skeletons[name] = _take_tensors(part, tensors, name)
-        save_file(tensors, aside / f"{name}.safetensors")
+        try:
+            save_file(tensors, aside / f"{name}.safetensors")
+        except SafetensorError as error:  # its word for a disk that takes no more
+            raise OSError(errno.EIO, str(error), str(aside)) from error
     text = json.dumps({**checkpoint.state, "step": checkpoint.step, "parts": skeletons}, indent=1)
     (aside / "state.json").write_text(text)
     entries = {p.name: {"size": p.stat().st_size, "xxh3_128": hash_file(p)} for p in sorted(aside.iterdir())}

@@ -64,12 +64,14 @@ def make_fabric(section: TrainerSection, world: World) -> Fabric:
     strategy: Strategy
     if world.size > 1:
         # Gradients are views of the buckets that travel: one copy of them less in memory and time.
-        strategy = DDPStrategy(cluster_environment=KnownWorld(world), gradient_as_bucket_view=True)
+        # Buffers are the same on every rank by contract, so they need not travel before every step.
+        strategy = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
     else:
         strategy = SingleDeviceStrategy(torch.device(kind, world.local_rank) if kind == "cuda" else torch.device("cpu"))
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[section.precision]
     many = {"devices": world.local_size, "num_nodes": world.nodes} if world.size > 1 else {"devices": 1}
-    fabric = Fabric(accelerator=kind, strategy=strategy, precision=precision, **many)  # type: ignore[arg-type]
+    plugins = [KnownWorld(world)]
+    fabric = Fabric(accelerator=kind, strategy=strategy, precision=precision, plugins=plugins, **many)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
 

@@ -108,9 +108,12 @@ class Trainer:
                 self.at.data = loader.state_after(step - start)
                 self._save()
         loader.close()
+        complete = self.at.step >= section.max_steps
+        if self.reporter and complete and agreed is not Stop.SUPERSEDED:
+            self._check_saved()
         if self.reporter:
-            self.reporter.end(self.at.step, agreed, complete=self.at.step >= section.max_steps)
-        return Stop.NO if self.at.step >= section.max_steps else agreed
+            self.reporter.end(self.at.step, agreed, complete=complete)
+        return Stop.NO if complete else agreed
 
     # -- where the run stands -----------------------------------------------------------------------------------
 
@@ -158,6 +161,14 @@ class Trainer:
             self.reporter.event("save_failed", step=self.at.step, message=message)
             self.reporter.say(f"warning: {message}")
         self.reporter.saved(self.at.step, time.perf_counter() - began)
+
+    def _check_saved(self) -> None:
+        """A run whose last weights are not on disk is not complete."""
+        assert self.reporter is not None
+        if self.at.step not in self.run.steps():
+            message = f"the last checkpoint could not be written; make room in {self.run.path} and launch again"
+            self.reporter.failed(self.at.step, message)
+            raise RunFailed(f"{self.run.name}: {message}.")
 
     # -- parts of a step ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,202 @@
+"""The loop, in this process, on the smallest thing that can be trained."""
+
+import math
+import resource
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import checkpoint
+from pipeline.config import ModelSection, Schedule, parse_config
+from pipeline.control import Stop, StopFlag
+from pipeline.distributed import make_fabric
+from pipeline.ema import Ema
+from pipeline.errors import RunFailed
+from pipeline.journal import read_journals
+from pipeline.rng import KeyedRandom, seed_step
+from pipeline.runs import RunFolder
+from pipeline.train_module import TrainModule, schedule_factor
+from pipeline.trainer import Trainer
+from pipeline.world import World
+from tests.pipeline.shard_factory import write_dataset
+
+
+class Line(TrainModule):
+    """y = 2 x with keyed noise and dropout, so that every source of randomness takes part."""
+
+    def __init__(self, config, data, poison: int = 0):
+        super().__init__(config, data)
+        self.layer, self.poison = nn.Linear(15, 1), poison
+
+    def _error(self, x, target):
+        return (self.layer(x.flatten(1)).squeeze(1) - target).square().mean()
+
+    def training_step(self, batch, step):
+        noise = self.random.normal("line", batch["position"], (15,))
+        x = nn.functional.dropout(batch["mel"].flatten(1) + 0.01 * noise, 0.1)
+        loss = self._error(x, batch["id"].float() / 50)
+        return {"loss": loss * math.nan if step == self.poison else loss}
+
+    def validation_step(self, batch, step):
+        return {"loss": self._error(batch["mel"], batch["id"].float() / 50)}
+
+
+class LineWithoutDropout(Line):
+    """Dropout is the one draw without a key: pieces of a batch draw it otherwise than the whole."""
+
+    def training_step(self, batch, step):
+        return {"loss": self._error(batch["mel"], batch["id"].float() / 50)}
+
+
+@pytest.fixture
+def lab(tmp_path):
+    manifest = write_dataset(tmp_path / "data", [23, 14])
+    manifest = write_dataset(tmp_path / "data", [7], split="valid")
+
+    def train(name: str = "a", poison: int = 0, kind: type[Line] = Line, **trainer):
+        tree = {
+            "model": {"system": "line"},
+            "data": {"recipe": "toy", "batch_size": 4},
+            "optimizer": {"lr": 0.01, "schedule": {"name": "cosine", "warmup_steps": 3, "decay_steps": 40}},
+            "trainer": {"max_steps": 20, "log_every": 1, "save_every": 5, "validate_every": 10, "ema": 0.9, "grad_clip": 1.0, **trainer},
+        }
+        config = parse_config(tree, ModelSection, "test")
+        run = RunFolder(tmp_path / name / "00000000")
+        run.create()
+        torch.manual_seed(0)
+        module, world, stop = kind(config, {}, poison), World(), StopFlag()
+        fabric = make_fabric(config.trainer, world)
+        trainer_ = Trainer(run, config, module, manifest, fabric, world, run.claim_attempt(), stop)
+        trainer_.stop_flag = stop
+        return run, trainer_
+
+    return train
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    return {p.step: p.metrics["train/loss"] for p in read_journals(run.metrics) if "train/loss" in p.metrics}
+
+
+def final(run: RunFolder, step: int = 20) -> bytes:
+    return (run.checkpoints / checkpoint.folder_name(step) / checkpoint.MANIFEST).read_bytes()
+
+
+def test_a_run_in_pieces_is_the_run_in_one(lab):
+    whole, trainer = lab("whole")
+    assert trainer.fit() is Stop.NO
+    for steps in (5, 10, 20):
+        pieces, trainer = lab("pieces", max_steps=steps)
+        trainer.fit()
+    assert losses(pieces) == losses(whole) and len(losses(whole)) == 20
+    assert final(pieces) == final(whole)
+
+
+def test_accumulating_micro_batches_is_the_whole_batch(lab):
+    whole, trainer = lab("whole", kind=LineWithoutDropout)
+    trainer.fit()
+    for size in (1, 2, 3):  # 3 leaves an uneven rest
+        small, trainer = lab(f"by-{size}", kind=LineWithoutDropout, micro_batch=size)
+        trainer.fit()
+        assert losses(small) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_validation_is_the_mean_over_every_sample_with_the_averaged_weights(lab):
+    run, trainer = lab()
+    trainer.fit()
+    (value,) = [p.metrics["valid/loss"] for p in read_journals(run.metrics) if p.step == 20 and "valid/loss" in p.metrics]
+    errors = []
+    with torch.no_grad(), trainer.ema.applied():
+        for batch in trainer._evaluation(0):
+            output = trainer.module.layer(batch["mel"].flatten(1)).squeeze(1)
+            errors += (output - batch["id"].float() / 50).square().tolist()
+    assert len(errors) == 7, "7 samples in batches of 4: the last is half full"
+    assert value == pytest.approx(np.mean(errors), rel=1e-5)
+    assert trainer.at.validation_loss == value
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence_and_saves_nothing_of_it(lab):
+    run, trainer = lab(poison=7)
+    with pytest.raises(RunFailed, match=r"the loss is nan at step 7; lower optimizer\.lr"):
+        trainer.fit()
+    assert checkpoint.steps(run.checkpoints) == [5]
+    assert run.last_end()["reason"] == "failed" and "nan" in run.last_end()["message"]
+
+
+def test_a_flag_stops_at_the_step_saved(lab):
+    run, trainer = lab()
+    trainer.stop_flag.raise_to(Stop.WARNED)
+    assert trainer.fit() is Stop.WARNED
+    assert checkpoint.steps(run.checkpoints) == [1] and run.last_end() is not None
+
+
+def test_a_disk_that_is_full_while_saving_warns_and_the_older_checkpoint_stays(lab):
+    """A limit on file size is a write that fails for real; training goes on."""
+    run, trainer = lab(max_steps=5)
+    trainer.fit()
+    run, trainer = lab(max_steps=10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    real = checkpoint.save
+
+    def save(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+        try:
+            return real(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    checkpoint.save = save
+    try:
+        with pytest.raises(RunFailed, match="last checkpoint could not be written"):
+            trainer.fit()
+    finally:
+        checkpoint.save = real
+    assert checkpoint.steps(run.checkpoints) == [5]
+    assert run.last_end()["reason"] == "failed", "a run whose last weights are not on disk is not complete"
+    (event,) = [e for e in run.history() if e["event"] == "save_failed"]
+    assert event["step"] == 10 and "older ones are intact" in event["message"]
+    assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(checkpoint.TEMPORARY)]
+    again, trainer = lab(max_steps=12)
+    trainer.fit()
+    assert checkpoint.steps(again.checkpoints) == [10, 12], "resumed from 5, made 10 again"
+
+
+def test_schedule_by_hand():
+    cosine = Schedule(name="cosine", warmup_steps=10, decay_steps=110, final_ratio=0.1)
+    assert schedule_factor(cosine, 5) == 0.5
+    assert schedule_factor(cosine, 10) == 1.0
+    assert schedule_factor(cosine, 60) == pytest.approx(0.55)
+    assert schedule_factor(cosine, 110) == pytest.approx(0.1)
+    assert schedule_factor(cosine, 10**6) == pytest.approx(0.1)
+    assert schedule_factor(Schedule(name="linear", decay_steps=100), 25) == 0.75
+    assert schedule_factor(Schedule(), 1) == 1.0
+
+
+def test_ema_by_hand():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 0.0)
+    ema = Ema(layer, 0.5)
+    nn.init.constant_(layer.weight, 1.0)
+    ema.update(1000)
+    with ema.applied():
+        assert layer.weight.item() == 0.5
+    assert layer.weight.item() == 1.0
+    with pytest.raises(KeyError, match="another architecture"):
+        ema.load_state_dict({"other": torch.zeros(1)})
+
+
+def test_keyed_draws_depend_on_position_and_stream_only():
+    random = KeyedRandom(3)
+    both = random.normal("a", torch.tensor([5, 9]), (4,))
+    assert torch.equal(both[1:], random.normal("a", torch.tensor([9]), (4,)))
+    assert not torch.equal(both[:1], random.normal("b", torch.tensor([5]), (4,)))
+    assert not torch.equal(both[:1], KeyedRandom(4).normal("a", torch.tensor([5]), (4,)))
+    wide = random.uniform("a", torch.arange(4000), (10,))
+    assert wide.mean().item() == pytest.approx(0.5, abs=0.01) and 0 <= wide.min() and wide.max() < 1
+    seed_step(1, 2, 0)
+    first = torch.rand(3)
+    seed_step(1, 2, 0)
+    assert torch.equal(first, torch.rand(3))
+    seed_step(1, 2, 1)
+    assert not torch.equal(first, torch.rand(3))
