@@ -91,6 +91,9 @@ class BatchReader:
         self.manifest, self.split, self.order, self.positions = manifest, split, order, positions
         self.samples = SplitReader(manifest, split)
 
+    def close(self) -> None:
+        self.samples.close()
+
     @property
     def signature(self) -> Signature:
         """Names, dtypes and shapes of a sample's arrays; RunFailed where no sample is intact."""

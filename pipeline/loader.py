@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -112,21 +113,20 @@ class Loader(_Batches):
             yield self._hand_out(number, *item)
 
     def _in_thread(self) -> Generator[Item, None, None]:
-        reader = self._new_reader()
-        memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
-        yield from read_ahead(partial(_read, reader, memory), itertools.count())
+        with closing(self._new_reader()) as reader:
+            memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
+            yield from read_ahead(partial(_read, reader, memory), itertools.count())
 
     def _in_processes(self) -> Generator[Item, None, None]:
-        reader = self._new_reader()
-        workers = Workers(reader, Memory(reader.signature, self._positions.rows), self._count)
-        try:
-            if not self._pin_memory:
-                while True:
-                    yield workers.next()
-            pinned = Memory(reader.signature, self._positions.rows, pin=True)
-            yield from read_ahead(lambda _: _moved(*workers.next(), pinned), itertools.count())
-        finally:
-            workers.close()
+        with closing(self._new_reader()) as reader:
+            signature = reader.signature
+            workers = Workers(reader, Memory(signature, self._positions.rows), self._count)
+        with closing(workers):
+            if self._pin_memory:
+                memory = Memory(signature, self._positions.rows, pin=True)
+                yield from read_ahead(lambda _: _moved(*workers.next(), memory), itertools.count())
+            while True:
+                yield workers.next()
 
     def close(self) -> None:
         """End the workers or the thread; safe to call twice."""
@@ -156,9 +156,9 @@ class Loader(_Batches):
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample at ``position`` decoded, with its JSON and "__key__"; a stand-in where it is damaged."""
-        reader = self._new_reader()
-        (number,) = reader.order.ids(np.array([position])).tolist()
-        return reader.sample(number)
+        with closing(self._new_reader()) as reader:
+            (number,) = reader.order.ids(np.array([position])).tolist()
+            return reader.sample(number)
 
 
 class Evaluation(_Batches):
@@ -194,11 +194,12 @@ class Evaluation(_Batches):
         return -(-self.samples // self._positions.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = self._new_reader()
-        memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
         mine = [number for number in range(len(self)) if len(self._positions.of_batch(number))]
-        for number, item in zip(mine, read_ahead(partial(_read, reader, memory), mine), strict=True):
-            yield self._hand_out(number, *item)
+        with closing(self._new_reader()) as reader:
+            memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
+            with closing(read_ahead(partial(_read, reader, memory), mine)) as items:
+                for number, item in zip(mine, items, strict=True):
+                    yield self._hand_out(number, *item)
 
 
 def _read(reader: BatchReader, memory: Memory, number: int) -> Item:

@@ -107,8 +107,8 @@ def read_manifest(folder: Path) -> Manifest:
 class ShardReader:
     """Random access to one shard's samples, each checked as it is read; nothing of the index is kept in memory.
 
-    Raises DamagedSample for a tar that is missing or not of the manifest's size, for an index that is missing or not
-    the manifest's (with ``verify``; once a process is enough, since every sample has its own checksum), and for a sample
+    Raises DamagedSample for a tar that is missing or not of the manifest's size, for an index that is missing or (with
+    ``verify``; once a process is enough, since every sample has its own checksum) not the manifest's, and for a sample
     whose checksum differs. Raises OSError where the file system fails in another way.
     """
 
@@ -122,11 +122,11 @@ class ShardReader:
                 self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             self._index, self._tar = self._files
             self._first_row = os.fstat(self._index).st_size - info.samples * INDEX_DTYPE.itemsize
-            if verify:
-                self._verify_index(index_path)
             size = os.fstat(self._tar).st_size
             if size != info.tar_size:
                 raise DamagedSample(f"{self.path}: {size} bytes, the manifest says {info.tar_size}")
+            if verify:
+                self._verify(index_path)
         except FileNotFoundError as error:
             self.close()
             raise DamagedSample(f"{error.filename}: {error.strerror}") from error
@@ -134,13 +134,17 @@ class ShardReader:
             self.close()
             raise
 
-    def _verify_index(self, path: Path) -> None:
+    def _verify(self, index_path: Path) -> None:
+        """The index, and what follows the last sample in the tar: the two that no sample's checksum covers."""
         raw = _pread(self._index, os.fstat(self._index).st_size, 0)
         if xxhash.xxh3_128_hexdigest(raw) != self.info.index_hash:
-            raise DamagedSample(f"{path}: not the bytes that the manifest names")
+            raise DamagedSample(f"{index_path}: not the bytes that the manifest names")
         index = np.load(io.BytesIO(raw), allow_pickle=False)
         if index.dtype != INDEX_DTYPE or index.shape != (self.info.samples,):
-            raise DamagedSample(f"{path}: {index.dtype} {index.shape}, the manifest says {self.info.samples} samples")
+            raise DamagedSample(f"{index_path}: {index.shape} rows, the manifest says {self.info.samples} samples")
+        end = int((index["offset"] + index["size"]).max(initial=0))
+        if any(_pread(self._tar, self.info.tar_size - end, end)):
+            raise DamagedSample(f"{self.path}: its end (from byte {end}) is not what was written")
 
     def __len__(self) -> int:
         return self.info.samples

@@ -16,7 +16,7 @@ import signal
 import struct
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -33,7 +33,7 @@ STOP = b"stop"  # the end of the pipe would do, were it not that later forks of 
 T = TypeVar("T")
 
 
-def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
     """``read(n)`` for each number in turn, ``AHEAD`` of them in advance, in a thread."""
     waiting: deque[Future[T]] = deque()
     thread = ThreadPoolExecutor(1, "loader")

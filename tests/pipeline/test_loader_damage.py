@@ -1,0 +1,273 @@
+"""Damaged shards: every flipped bit and every cut is found, named, counted and replaced in the same way by everybody."""
+
+import io
+import itertools
+import pickle
+import random
+
+import numpy as np
+import pytest
+from shard_factory import numbered, write_dataset, write_shard
+
+from pipeline.errors import RunFailed
+from pipeline.loader import Evaluation, Loader
+from pipeline.samples import STAND_INS, stand_ins
+from pipeline.shards import BLOCK, DamagedSample, ShardReader, decode, members, read_manifest
+
+SHARDS = [17, 1, 40, 30]
+COUNT = sum(SHARDS)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return write_dataset(tmp_path, SHARDS)
+
+
+def flip(path, at, bit=0):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def flip_sample(manifest, shard, row, at):
+    """One bit of the sample's bytes, ``at`` counted from its first tar header."""
+    reader = ShardReader(manifest.folder, manifest.shards[shard])
+    offset = reader.entry(row)[0]
+    reader.close()
+    flip(reader.path, offset + at)
+
+
+def epoch(manifest, world=1, workers=0):
+    """Ids by position of the first epoch (as far as whole batches go), what was named, and how many were replaced."""
+    found, named, replaced = {}, set(), 0
+    for rank in range(world):
+        with Loader(manifest, "train", batch_size=8, rank=rank, world_size=world, seed=5, workers=workers) as loader:
+            for batch in itertools.islice(loader, COUNT // 8):
+                found |= zip(batch["position"].tolist(), batch["id"].tolist(), strict=True)
+            named |= set(loader.faults())
+            assert loader.faults() == []
+            replaced += loader.substituted
+    return found, named, replaced
+
+
+def first_intact(number, intact):
+    return next(other for other in stand_ins(number, COUNT) if other in intact)
+
+
+@pytest.mark.parametrize("at", [0, 130, BLOCK + 6, BLOCK + 70, 3 * BLOCK - 1])
+def test_a_flipped_bit_is_named_counted_and_replaced_alike_everywhere(manifest, at):
+    whole, _, _ = epoch(manifest)
+    flip_sample(manifest, 2, 5, at)  # sample 17 + 1 + 5
+    found, named, replaced = epoch(manifest)
+    stand_in = first_intact(23, set(range(COUNT)) - {23})
+    assert found == {position: stand_in if number == 23 else number for position, number in whole.items()}
+    (sentence,) = named
+    assert (
+        "train-000002.tar: sample 5 (bytes" in sentence
+        and f"sample {stand_in} of the split stands in for 23" in sentence
+    )
+    assert replaced == 1
+    for world, workers in ((1, 1), (2, 0), (4, 2), (8, 0)):
+        assert epoch(manifest, world, workers) == (found, named, replaced)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-BLOCK])
+
+
+def missing(path):
+    path.unlink()
+
+
+def flipped(path):
+    flip(path, path.stat().st_size // 2)
+
+
+def swapped(path):
+    """Another shard's file, of the same size or not."""
+    path.write_bytes(path.with_name(path.name.replace("2", "3")).read_bytes())
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "sentence"),
+    [
+        (cut, "tar", "the manifest says"),
+        (cut, "index.npy", "not the bytes that the manifest names"),
+        (missing, "tar", "No such file"),
+        (missing, "index.npy", "No such file"),
+        (flipped, "index.npy", "not the bytes that the manifest names"),
+        (swapped, "index.npy", "not the bytes that the manifest names"),
+        (swapped, "tar", "the manifest says"),
+        (a_folder, "tar", "train-000002"),
+    ],
+)
+def test_a_lost_shard_is_named_once_and_its_samples_replaced_from_everywhere(manifest, damage, file, sentence):
+    whole, _, _ = epoch(manifest)
+    damage(manifest.folder / f"train-000002.{file}")
+    found, named, replaced = epoch(manifest)
+    lost, intact = range(18, 58), {*range(18), *range(58, COUNT)}
+    expected = {p: number if number in intact else first_intact(number, intact) for p, number in whole.items()}
+    assert found == expected and replaced == sum(number in lost for number in whole.values())
+    assert len({expected[p] for p, number in whole.items() if number in lost}) > 10  # not all by the same one
+    if damage is not a_folder:  # whose size is right by no rule, and whose samples are then named one by one
+        assert len(named) == 1
+    assert all(sentence in one and "train-000002" in one for one in named)
+    assert epoch(manifest, 2, 1)[0] == found
+
+
+def test_evaluation_names_and_replaces_too(manifest):
+    flip_sample(manifest, 0, 3, 700)
+    evaluation = Evaluation(manifest, "train", batch_size=16)
+    seen = [number for batch in evaluation for number in batch["id"].tolist()]
+    assert sorted(seen) == sorted([*range(3), *range(4, COUNT), first_intact(3, set(range(COUNT)) - {3})])
+    assert len(evaluation.faults()) == 1 and evaluation.substituted == 1
+    assert list(evaluation) and evaluation.faults() == [] and evaluation.substituted == 2  # named once, counted again
+
+
+def test_a_damaged_sample_looked_at_with_its_metadata(manifest):
+    flip_sample(manifest, 0, 3, 700)
+    loader = Loader(manifest, "train", batch_size=8, seed=5)
+    ids = [int(loader.sample(p)["id"]) for p in range(COUNT)]
+    assert sorted(set(range(COUNT)) - set(ids)) == [3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_intact_is_one_sentence_and_no_endless_loop(manifest, workers):
+    for shard in range(4):
+        missing(manifest.folder / f"train-{shard:06d}.tar")
+    with (
+        Loader(manifest, "train", batch_size=8, workers=workers) as loader,
+        pytest.raises(RunFailed, match=r"^\S+ has no intact train sample left to train on .*; prepare it again\.$"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_lost_in_the_middle_of_a_run(manifest, workers):
+    with Loader(manifest, "train", batch_size=8, workers=workers) as loader:
+        stream = iter(loader)
+        next(stream)
+        for shard in range(4):
+            path = manifest.folder / f"train-{shard:06d}.tar"
+            with path.open("r+b") as file:  # also where it is open already
+                file.truncate(100)
+        with pytest.raises(RunFailed, match="no intact train sample"):
+            for _ in range(20):
+                next(stream)
+
+
+def test_stand_ins_depend_on_the_sample_alone_and_end():
+    assert list(stand_ins(7, 1000)) == list(stand_ins(7, 1000)) != list(stand_ins(8, 1000))
+    assert len(list(stand_ins(7, 1000))) == STAND_INS
+
+
+# -- intact bytes that make no sense ------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def replaced_by(manifest, number, sample):
+    """The dataset with one sample (of the first shard) written anew, checksums and all."""
+    made = [numbered(i) for i in range(SHARDS[0])]
+    made[number] = sample
+    tree = (manifest.folder / "manifest.json").read_text()
+    line = write_shard(manifest.folder, "train-000000", "train", [(f"{i:09d}", one) for i, one in enumerate(made)])
+    old = manifest.shards[0]
+    for name in ("tar_hash", "index_hash", "tar_size"):
+        tree = tree.replace(str(getattr(old, name)), str(line[name]), 1)
+    (manifest.folder / "manifest.json").write_text(tree)
+    return read_manifest(manifest.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"mel": np.zeros((3, 6), np.float32)}, r"mel float32\[3, 6\].* where others hold .*mel float32\[3, 5\]"),
+        ({"mel": np.zeros((3, 5), np.float64)}, r"mel float64\[3, 5\]"),
+        ({"more": np.zeros(3)}, r"more float64\[3\]"),
+        ({"mel": {"not": "an array"}}, "it holds id"),
+        ({"mel": np.array([Bomb()])}, "object"),
+        ({"mel": np.array("text")}, "only plain numbers"),
+    ],
+)
+def test_a_sample_of_another_kind_is_replaced_and_named(manifest, change, sentence):
+    manifest = replaced_by(manifest, 9, numbered(9) | change)
+    found, named, replaced = epoch(manifest)
+    assert 9 not in found.values() and replaced == 1
+    (one,) = named
+    assert "train-000000.tar: sample 9 cannot be decoded" in one
+    assert pytest.importorskip("re").search(sentence, one)
+
+
+def test_nothing_is_ever_unpickled():
+    file = io.BytesIO()
+    np.save(file, np.array([Bomb()]), allow_pickle=True)
+    with pytest.raises(ValueError, match="only plain numbers"):
+        decode({"mel.npy": memoryview(file.getvalue())})
+    with pytest.raises(ValueError, match="no decoder"):
+        decode({"mel.pkl": memoryview(pickle.dumps(1))})
+
+
+# -- every cut, every bit -------------------------------------------------------------------------------------------
+
+
+def survey(folder, info, expected):
+    """What reading the whole shard comes to: True where damage was found, and never anything but what was written."""
+    try:
+        reader = ShardReader(folder, info)
+    except DamagedSample:
+        return True
+    found = False
+    for row, wanted in enumerate(expected):
+        try:
+            sample = decode(members(reader.read(row)))
+        except DamagedSample:
+            found = True
+        else:
+            assert np.array_equal(sample["mel"], wanted["mel"]) and sample["meta"] == wanted["meta"]
+    reader.close()
+    return found
+
+
+def test_a_cut_at_every_block_is_found(tmp_path):
+    manifest = write_dataset(tmp_path, [5])
+    path, expected = tmp_path / "train-000000.tar", [numbered(i) for i in range(5)]
+    whole = path.read_bytes()
+    assert not survey(tmp_path, manifest.shards[0], expected)
+    for size in range(0, len(whole), BLOCK):
+        path.write_bytes(whole[:size])
+        assert survey(tmp_path, manifest.shards[0], expected), size
+
+
+def flips_are_found(tmp_path, count):
+    manifest = write_dataset(tmp_path, [6, 2])
+    expected = [numbered(i) for i in range(6)]
+    paths = [tmp_path / "train-000000.tar", tmp_path / "train-000000.index.npy"]
+    draw = random.Random(1)
+    for _ in range(count):
+        path = draw.choices(paths, [4, 1])[0]
+        whole = path.read_bytes()
+        flip(path, draw.randrange(len(whole)), draw.randrange(8))
+        assert survey(tmp_path, manifest.shards[0], expected)
+        with Loader(manifest, "train", batch_size=8) as loader:  # nor does it end the training
+            for batch in itertools.islice(loader, 2):
+                for number, mel in zip(batch["id"].tolist(), batch["mel"].numpy(), strict=True):
+                    assert np.array_equal(mel, numbered(number)["mel"])
+        path.write_bytes(whole)
+
+
+def test_random_flips_are_all_found_and_end_nothing(tmp_path):
+    flips_are_found(tmp_path, 60)
+
+
+@pytest.mark.soak
+def test_a_thousand_random_flips_are_all_found_and_end_nothing(tmp_path):
+    flips_are_found(tmp_path, 1000)
