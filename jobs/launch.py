@@ -16,11 +16,15 @@ from jobs import snapshot
 from jobs.clusters import Cluster, choose_cluster, load_cluster
 from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named, runs_root
 from jobs.preflight import problems
+from jobs.slurm_state import living_job
 from pipeline.config import RunConfig, differences, identity_of
 from pipeline.errors import UserError, run_command
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.runs import RunFolder, find_run
 from pipeline.shards import Manifest
+
+
+ATTACHED_SECONDS = 2.0  # between two looks at a run that runs elsewhere
 
 
 def say(text: str) -> None:
@@ -217,11 +221,10 @@ def already_there(plan: Plan, args: argparse.Namespace) -> int | None:
         say(
             f"{run.name} is running on {writer['host']} (process {writer['pid']}), step {at.get('step', '?')}/{at.get('total', '?')}."
         )
-        if not args.wait:
-            say("--wait stays until it ends.")
-            print(run.path)
-            return 0
-        return attach(run)
+        return attach_or_tell(run, args)
+    if queued := living_job(run):
+        say(f"{run.name} is queued as job {queued[0]}: {queued[1]}.")
+        return attach_or_tell(run, args)
     end = run.last_end()
     rewinding = args.checkpoint is not None
     if end and end["reason"] == "complete" and end["step"] >= plan.config.trainer.max_steps and not rewinding:
@@ -234,12 +237,25 @@ def already_there(plan: Plan, args: argparse.Namespace) -> int | None:
     return None
 
 
+def attach_or_tell(run: RunFolder, args: argparse.Namespace) -> int:
+    if args.wait:
+        return attach(run)
+    say("--wait stays until it ends.")
+    print(run.path)
+    return 0
+
+
 def attach(run: RunFolder) -> int:
-    """Follow a run that runs elsewhere until it ends; 0 where it is complete then."""
-    while run.writer():
+    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then."""
+    told = ""
+    while (queued := living_job(run)) or run.writer():
         at = run.heartbeat() or {}
-        say(f"{run.name}: step {at.get('step', '?')}/{at.get('total', '?')}, {at.get('rate', 0):.1f} steps/s")
-        time.sleep(5)
+        state = f"job {queued[0]} {queued[1]}" if queued else "running"
+        line = f"{run.name}: {state}, step {at.get('step', '?')}/{at.get('total', '?')}"
+        if line != told:
+            say(line)
+        told = line
+        time.sleep(ATTACHED_SECONDS)
     print(run.path)
     end = run.last_end()
     return 0 if end and end["reason"] == "complete" else 1
@@ -295,7 +311,7 @@ def start(plan: Plan, args: argparse.Namespace) -> int:
     if plan.cluster.scheduler == "slurm":
         from jobs.slurm import Request, submit
 
-        job = submit(run, plan.cluster, Request(plan.nodes, plan.gpus, args.time))
+        job = submit(run, plan.cluster_name, plan.cluster, Request(plan.nodes, plan.gpus, args.time))
         run.record("queued", job_id=job, cluster=plan.cluster_name)
         say(f"{run.name} queued as job {job}; its log: {run.logs}/{job}_0_log.out")
         print(run.path)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from jobs.clusters import Cluster, minutes
+from jobs.slurm_errors import explain
 from jobs.train_job import TrainJob
+from pipeline.errors import UserError
 from pipeline.runs import RunFolder
 
 
@@ -94,8 +99,13 @@ def script(run: RunFolder, cluster: Cluster, request: Request) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "JOB")
 
 
-def submit(run: RunFolder, cluster: Cluster, request: Request) -> str:
-    """Queue the run; returns the job id."""
+def submit(run: RunFolder, name: str, cluster: Cluster, request: Request) -> str:
+    """Queue the run with the profile ``name``; returns the job id. UserError says in one sentence what sbatch refused."""
     executor = submitit.SlurmExecutor(folder=run.logs, python=shlex.quote(sys.executable))
     executor.update_parameters(**parameters(run, cluster, request))
-    return executor.submit(TrainJob(str(run.path))).job_id
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's words; ours follow
+            return executor.submit(TrainJob(str(run.path))).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        refusal = explain(str(error), name, cluster, request.nodes, request.gpus, request.time or cluster.time)
+        raise UserError(refusal) from None
