@@ -237,7 +237,7 @@ class SimpleCase(Stage):
     def _clip(self, track: str, chord: Chord, voice: int, start: float, voices: Sequence[Voice]) -> Clip:
         pitch = chord.pitches[voice]
         assert pitch is not None
-        return Clip(track, voice, round(start, 4), pitch, self.instruments.index(voices[voice].instrument))
+        return Clip(track, voice, start, pitch, self.instruments.index(voices[voice].instrument))
 
     def _fields(self, mixture: Mixture, bank: dict[int, list[tuple[Clip, np.ndarray]]]) -> Fields:
         rng = random.Random(f"{self.recipe}/{mixture.key}/queries")
@@ -303,9 +303,10 @@ def _crop_seconds() -> float:
 
 
 def _start(chord: Chord, seed: str) -> float:
-    """Where the crop (its margin included) begins: anywhere in the sustain, seconds."""
-    slack = chord.end - RELEASE - _crop_seconds() - (chord.start + ATTACK)
-    return chord.start + ATTACK + random.Random(seed).random() * slack
+    """Where the crop (its margin included) begins: anywhere in the sustain, seconds, on a sample."""
+    first = chord.start + ATTACK
+    slack = chord.end - RELEASE - _crop_seconds() - first
+    return math.ceil((first + random.Random(seed).random() * slack) * SAMPLE_RATE) / SAMPLE_RATE
 
 
 def _crop(voice: Voice, start: float) -> np.ndarray:

@@ -33,6 +33,7 @@ LAYOUT = "main_dataset/{train,valid,test}/<ensemble>_trackNNNNNN/{metadata.yaml,
 TRACK_NAME = re.compile(r"[a-z]+_track\d+")
 STEM_NAME = re.compile(r"(\d+)_(.+)")
 MIDI_FOLDERS = ("stems_midi", "stems_MIDI")
+WAV_KINDS = ("WAV", "WAVEX", "RF64")
 SHORT_BY = 0.25  # seconds that a stem may end before its last note does
 
 
@@ -110,6 +111,8 @@ def read_track(item: Input, read: Callable[[str], bytes]) -> tuple[Voice, ...]:
             raise BadInput(
                 f"{wav.name} is shorter than expected: {seconds:.2f} s, its last note ends at {notes[-1].end:.2f} s"
             )
+        if notes and not samples.any():
+            raise BadInput(f"{wav.name} is silent throughout, {mid.name} has {len(notes)} notes")
         voices.append(Voice(instrument, samples, notes))
     return tuple(voices)
 
@@ -135,11 +138,17 @@ def read_audio(raw: bytes, name: str) -> np.ndarray:
     import soundfile
 
     try:
-        audio, rate = soundfile.read(io.BytesIO(raw), dtype="float64", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
+        with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            kind, rate, channels = file.format, file.samplerate, file.channels
+            audio = file.read(dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{name} is not a WAV file: {error.error_string}") from None  # its str() holds a memory address
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise BadInput(f"{name} is not a WAV file: {_first_line(error)}") from None
-    if rate != SAMPLE_RATE or audio.shape[1] != 1:
-        raise BadInput(f"{name} has {rate} Hz and {audio.shape[1]} channels, expected {SAMPLE_RATE} Hz and 1")
+    if kind not in WAV_KINDS:
+        raise BadInput(f"{name} is not a WAV file but {kind}")
+    if rate != SAMPLE_RATE or channels != 1:
+        raise BadInput(f"{name} has {rate} Hz and {channels} channels, expected {SAMPLE_RATE} Hz and 1")
     if not np.isfinite(audio).all():
         raise BadInput(f"{name} holds samples that are not numbers")
     return audio[:, 0]
@@ -155,7 +164,9 @@ def read_notes(raw: bytes, name: str) -> tuple[Note, ...]:
                 "ignore"
             )  # pretty_midi warns of tempo changes on other tracks; they are read all the same
             midi = pretty_midi.PrettyMIDI(io.BytesIO(raw))
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except EOFError:
+        raise BadInput(f"{name} is not a whole MIDI file: it ends too early") from None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise BadInput(f"{name} is not a MIDI file: {_first_line(error)}") from None
     found = [Note(float(n.start), float(n.end), int(n.pitch)) for line in midi.instruments for n in line.notes]
     return tuple(sorted(found, key=lambda note: (note.start, note.pitch)))

@@ -27,7 +27,7 @@ from data_prep.plan import HASH_CACHE, PLAN_NAME, Plan, PlannedShard, make_plan
 from data_prep.progress import Progress
 from data_prep.shards import differences
 from data_prep.stage import Input, Stage
-from data_prep.worker import POLL, Task, worker_main
+from data_prep.worker import POLL, Task, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
 
@@ -110,10 +110,15 @@ def _settle(plan: Plan, folder: Path, workers: int) -> dict[str, Committed]:
 
 
 def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_failures: float) -> None:
-    """Run ``workers`` processes until every shard is committed, by them or by others that share the folder."""
+    """Run ``workers`` processes until every shard is committed, by them or by others that share the folder.
+
+    With 0 the work is done in this process, where a debugger can follow it.
+    """
+    if workers == 0:
+        work_off(task)
     context = multiprocessing.get_context("spawn")
     crew = []
-    for _ in range(max(1, workers)):
+    for _ in range(workers):
         receiver, sender = context.Pipe(
             duplex=False
         )  # one a worker: a shared queue would hang when its holder is killed

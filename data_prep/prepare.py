@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", metavar="R", help="what is cut out of it (default: the dataset's first)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="data root (default: $SLURMPHONY_DATA, else data)")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+        "--workers",
+        metavar="N",
+        type=int,
+        default=os.cpu_count(),
+        help="processes (default: all cores; 0: none but this one)",
     )
     parser.add_argument(
         "--max-failures", metavar="F", type=float, default=0.05, help="bad inputs allowed (default .05)"
@@ -74,16 +78,20 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
     if args.source is None:
         raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers} is too few; give 1 or more.")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
     if not 0 <= args.max_failures <= 1:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
     from data_prep.engine import prepare  # late: --help and the user's mistakes answer at once
     from data_prep.finish import QUARANTINE, finish
+    from data_prep.worker import mishap
 
     start = time.monotonic()
-    plan, built = prepare(stage, args.source, folder, args.workers, args.max_failures)
-    quarantined = finish(stage, plan, folder)
+    try:
+        plan, built = prepare(stage, args.source, folder, args.workers, args.max_failures)
+        quarantined = finish(stage, plan, folder)
+    except OSError as error:
+        raise RunFailed(mishap(error, folder)) from error
     if built:
         print(f"{built} of {len(plan.shards)} shards built in {time.monotonic() - start:.1f} s.", file=sys.stderr)
     else:

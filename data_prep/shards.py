@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from data_prep.stage import Fields
+from pipeline.errors import RunFailed
 from pipeline.files import fsync_folder
 from pipeline.shards import BLOCK, INDEX_DTYPE
 
@@ -23,7 +24,7 @@ NAME_LIMIT = 100  # bytes of a member's name in a ustar header without prefix
 CHUNK = 1 << 22
 
 
-class NotWritten(Exception):
+class NotWritten(RunFailed):
     """What was read back is not what was written; the message names the file."""
 
 
@@ -56,7 +57,7 @@ def encode(key: str, fields: Fields) -> bytes:
     for field, value in sorted(fields.items()):
         if isinstance(value, np.ndarray):
             buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
+            np.lib.format.write_array(buffer, np.asarray(value, order="C"), version=(1, 0), allow_pickle=False)
             members.append(member(f"{key}.{field}.npy", buffer.getvalue()))
         else:
             text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

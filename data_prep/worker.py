@@ -22,14 +22,14 @@ import xxhash
 from data_prep.claims import Claims
 from data_prep.commits import WORK, Committed, done, publish
 from data_prep.plan import PLAN_NAME, PlannedShard, read_plan
-from data_prep.shards import NotWritten, ShardWriter, commit
+from data_prep.shards import ShardWriter, commit
 from data_prep.stage import BadInput, Input, Stage
 from pipeline.errors import RunFailed
 
 POLL = 0.2  # seconds between looks at shards that others have claimed
 
 
-class InputChanged(Exception):
+class InputChanged(RunFailed):
     """A file is not what the plan froze; the message names it."""
 
 
@@ -50,13 +50,11 @@ def worker_main(task: Task, tell: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work_off(task)
-    except (RunFailed, InputChanged, NotWritten) as error:
+    except RunFailed as error:
         tell.send(str(error))
         sys.exit(1)
     except OSError as error:
-        tell.send(
-            f"{error.filename or task.folder}: {error.strerror}; once that is mended, the same command goes on from here."
-        )
+        tell.send(mishap(error, task.folder))
         sys.exit(1)
 
 
@@ -138,6 +136,11 @@ def reader(source: Path, item: Input) -> Callable[[str], bytes]:
         return raw
 
     return read
+
+
+def mishap(error: OSError, folder: Path) -> str:
+    """What a full disk and its like come down to, in one sentence."""
+    return f"{error.filename or folder}: {error.strerror or error}; once that is mended, the same command goes on from here."
 
 
 def _end_with_parent() -> None:

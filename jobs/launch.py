@@ -23,7 +23,6 @@ from pipeline.files import read_json, write_atomic, write_json
 from pipeline.runs import RunFolder, find_run
 from pipeline.shards import Manifest
 
-
 ATTACHED_SECONDS = 2.0  # between two looks at a run that runs elsewhere
 
 

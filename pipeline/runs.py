@@ -128,8 +128,9 @@ class RunFolder:
 
 def list_runs(root: Path) -> list[RunFolder]:
     """All runs under ``root``, oldest first."""
-    found = [p.parent for p in root.glob("*/*/config.yaml") if RUN_ID.fullmatch(p.parent.name)]
-    return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "history.jsonl").stat().st_mtime)]
+    found = [p.parent for p in root.glob("*/*/history.jsonl") if RUN_ID.fullmatch(p.parent.name)]
+    whole = [p for p in found if (p / "config.yaml").is_file()]
+    return [RunFolder(p) for p in sorted(whole, key=lambda p: (p / "history.jsonl").stat().st_mtime)]
 
 
 def find_run(text: str, root: Path) -> RunFolder:

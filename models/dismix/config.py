@@ -78,13 +78,14 @@ class ModelConfig(ModelSection):
     """
 
     live: ClassVar[tuple[str, ...]] = (
-        "sigma", "sigma_mixture", "reconstruction", "embedding", "kl", "bce", "barlow_twins",
+        "sigma", "sigma_mixture", "reconstruction", "embedding", "kl", "bce", "barlow_twins", "curriculum_steps",
+        "curriculum_start",
     )  # fmt: skip
 
     system: Literal["dismix"]
     case: Literal["simple", "ldm"]
 
-    stochastic_binarisation: bool = True  # Eq. (4); false: the translator reads the pitch probabilities themselves
+    stochastic_binarisation: bool = True  # Eq. (4); false: the translator reads the pitch logits themselves
     sigma: float = Field(1.0, gt=0)  # of the Gaussian likelihood of standardised mels, first term of Eq. (6)
     sigma_mixture: float = Field(0.25, gt=0)  # sigma_m of Eq. (9)
     reconstruction: float = Field(1.0, ge=0)  # of mixture and sources
@@ -93,6 +94,10 @@ class ModelConfig(ModelSection):
     bce: float = Field(1.0, ge=0)  # pitch logits, before binarisation
     barlow_twins: float = Field(1.0, ge=0)  # Eq. (7)
     barlow_twins_group: int = Field(32, ge=2)  # consecutive samples that share a correlation, on any number of ranks
+
+    # Pitch first: every term but the BCE grows from ``curriculum_start`` times its weight to all of it, geometrically.
+    curriculum_steps: int = Field(0, ge=0)  # 0, the paper: no curriculum
+    curriculum_start: float = Field(0.04, gt=0, le=1)
 
     simple: SimpleCase = SimpleCase()
     ldm: LdmCase = LdmCase()

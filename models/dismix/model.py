@@ -65,9 +65,10 @@ class DisMix(nn.Module):
         return Latents(e_m, e_q, logits, self.pitch_latent(logits, threshold), mean, log_variance, timbre)
 
     def pitch_latent(self, logits: Tensor, threshold: Tensor | float = 0.5) -> Tensor:
-        """nu (..., D) from pitch logits (..., P), Eq. (3); without binarisation the probabilities themselves go on."""
-        probability = torch.sigmoid(logits)
-        return self.translator(binarise(probability, threshold) if self.stochastic_binarisation else probability)
+        """nu (..., D) from pitch logits (..., P), Eq. (3); without the layer of Eq. (4) the logits themselves go on."""
+        if not self.stochastic_binarisation:
+            return self.translator(logits)
+        return self.translator(binarise(torch.sigmoid(logits), threshold))
 
     def decode(self, latents: Tensor, frames: int) -> Tensor:
         """(..., D) source latents, their sum, or e_m -> (..., C, T) standardised log-mel."""

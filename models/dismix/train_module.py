@@ -5,6 +5,7 @@ Shapes: B mixtures, N sources of each, Q query clips of each source, C mel bands
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class TrainModule(BaseModule):
         terms = self._terms(latents, mixture, sources, batch["pitch"])
         if self.model_config.barlow_twins:
             terms["barlow_twins"] = self._barlow_twins(latents)
-        return self._logged(terms, latents, batch)
+        return self._logged(terms, latents, batch, self._progress(step))
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -98,16 +99,24 @@ class TrainModule(BaseModule):
         groups = grouped(pair, self.model_config.barlow_twins_group, share, "model.barlow_twins_group")
         return barlow_twins_diagonal(groups[:, :, 0], groups[:, :, 1])
 
-    def _logged(self, terms: dict[str, Tensor], latents: Latents, batch: Batch) -> dict[str, Tensor]:
+    def _progress(self, step: int) -> float:
+        """The curriculum's factor on every term but the BCE: ``curriculum_start`` at step 0, 1 from its end on."""
+        config = self.model_config
+        left = max(0.0, 1 - step / config.curriculum_steps) if config.curriculum_steps else 0.0
+        return config.curriculum_start**left
+
+    def _logged(
+        self, terms: dict[str, Tensor], latents: Latents, batch: Batch, progress: float = 1.0
+    ) -> dict[str, Tensor]:
         """``loss`` from the weighted terms, the terms, and how many sources were transcribed rightly."""
         config = self.model_config
         weights = {
-            "reconstruction_mixture": config.reconstruction,
-            "reconstruction_sources": config.reconstruction,
-            "embedding": config.embedding,
-            "kl": config.kl,
+            "reconstruction_mixture": config.reconstruction * progress,
+            "reconstruction_sources": config.reconstruction * progress,
+            "embedding": config.embedding * progress,
+            "kl": config.kl * progress,
             "bce": config.bce,
-            "barlow_twins": config.barlow_twins,
+            "barlow_twins": config.barlow_twins * progress,
         }
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         right = latents.pitch_logits.argmax(-1) == batch["pitch"] - self.pitch_low
@@ -118,7 +127,7 @@ class TrainModule(BaseModule):
         data = self.data
         sources, queries, mel = int(data["sources"]), int(data["queries"]), data["mel"]
         generator = torch.Generator().manual_seed(self.config.seed)
-        shape = (int(mel["bands"]), int(mel["frames"]))
+        shape = (int(mel["bands"]), int(data["frames"]))
 
         def spectrograms(*leading: int) -> Tensor:
             return torch.randn(*leading, *shape, generator=generator) * float(data["std"]) + float(data["mean"])
@@ -134,3 +143,9 @@ class TrainModule(BaseModule):
             "instrument": integers(0, len(data["instruments"])),
             "position": torch.arange(batch_size),
         }
+
+    def sample(self, batch: Batch, folder: Path, step: int) -> None:
+        """A picture and the audio of the first mixture with the pitches of two sources swapped."""
+        from models.dismix.showing import show_swap
+
+        show_swap(self, batch, folder, step)
