@@ -100,6 +100,9 @@ class TrainerSection(Section):
     save_every: int = Field(1000, gt=0)
     sample_every: int | None = Field(None, gt=0)
     keep: Keep = Keep()
+    hang_seconds: float = Field(
+        300, gt=0
+    )  # no step for so long (and for 10 median steps) is a hang: stacks, end, requeue
 
 
 class RunConfig(Section):
@@ -115,7 +118,16 @@ class RunConfig(Section):
 
 
 # What a run may change without becoming another run: how long and how often (budget), and what depends on the machine (host).
-BUDGET_KEYS = ("max_steps", "log_every", "validate_every", "validate_batches", "save_every", "sample_every", "keep")
+BUDGET_KEYS = (
+    "max_steps",
+    "log_every",
+    "validate_every",
+    "validate_batches",
+    "save_every",
+    "sample_every",
+    "keep",
+    "hang_seconds",
+)
 HOST_KEYS = {"trainer": ("micro_batch",), "data": ("workers",)}
 
 

@@ -31,6 +31,7 @@ from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
 from pipeline.shards import Manifest
 from pipeline.train_module import Batch, TrainModule, schedule_factor
+from pipeline.watchdog import Watchdog
 from pipeline.world import World
 
 
@@ -64,6 +65,7 @@ class Trainer:
         self.peak_rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.raw_optimizers.items()}
         self.ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
         self.agreement = Agreement(world)
+        self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
         self.reporter = Reporter(run, attempt, world, stop) if attempt is not None else None
 
     def fit(self) -> Stop:
@@ -82,32 +84,33 @@ class Trainer:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
         self.module.train()
-        while self.at.step < section.max_steps and agreed is Stop.NO:
-            step = self.at.step + 1
-            self.agreement.begin(self.stop.value)  # travels while the step computes
-            waiting = time.perf_counter()
-            batch = to_device(next(batches), self.fabric.device)
-            waited = time.perf_counter() - waiting
-            seed_step(self.config.seed, step, self.world.rank)
-            rate = self._set_learning_rate(step)
-            logged = self.module.optimize(engine, batch, optimizers_by_name, step)
-            if self.ema:
-                self.ema.update(step)
-            self.at.step = step
-            if self.reporter:
-                self.reporter.step_done(step, waited)
-            if step % section.log_every == 0 or step == section.max_steps:
-                self._log(step, logged, rate, loader)
-            agreed = Stop(self.agreement.result())
-            last = step == section.max_steps
-            if step % section.validate_every == 0 or last:
-                self._validate(step)
-            if section.sample_every and (step % section.sample_every == 0 or last):
-                self._sample(step)
-            if agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last:
-                self.at.data = loader.state_after(step - start)
-                self._save()
-        loader.close()
+        with loader, self.watchdog.watching(start):
+            while self.at.step < section.max_steps and agreed is Stop.NO:
+                step = self.at.step + 1
+                self.agreement.begin(self.stop.value)  # travels while the step computes
+                waiting = time.perf_counter()
+                batch = to_device(next(batches), self.fabric.device)
+                waited = time.perf_counter() - waiting
+                seed_step(self.config.seed, step, self.world.rank)
+                rate = self._set_learning_rate(step)
+                logged = self.module.optimize(engine, batch, optimizers_by_name, step)
+                if self.ema:
+                    self.ema.update(step)
+                self.at.step = step
+                self.watchdog.stepped(step)
+                if self.reporter:
+                    self.reporter.step_done(step, waited)
+                if step % section.log_every == 0 or step == section.max_steps:
+                    self._log(step, logged, rate, loader)
+                agreed = Stop(self.agreement.result())
+                last = step == section.max_steps
+                if step % section.validate_every == 0 or last:
+                    self._validate(step)
+                if section.sample_every and (step % section.sample_every == 0 or last):
+                    self._sample(step)
+                if agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last:
+                    self.at.data = loader.state_after(step - start)
+                    self._save()
         complete = self.at.step >= section.max_steps
         if self.reporter and complete and agreed is not Stop.SUPERSEDED:
             self._check_saved()
@@ -149,6 +152,7 @@ class Trainer:
         parts |= {f"optimizer.{name}": optimizer.state_dict() for name, optimizer in self.raw_optimizers.items()}
         if self.ema:
             parts["ema"] = self.ema.state_dict()
+        self.watchdog.alive()
         began = time.perf_counter()
         try:
             checkpoints.save(self.run.checkpoints, checkpoints.Checkpoint(self.at.step, parts, asdict(self.at)))
@@ -229,6 +233,7 @@ class Trainer:
         self.module.eval()
         with torch.no_grad(), self._averaged_weights(), self.fabric.autocast():
             for batch, size in self._validation_share():
+                self.watchdog.alive()
                 values = self.module.validation_step(to_device(batch, self.fabric.device), step)
                 for name, value in values.items():
                     totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * size

@@ -94,7 +94,11 @@ def kill_at_random(lab: Lab, processes: int, rng: random.Random) -> str | None:
         return None
     ranks = psutil.Process(launcher.pid).children(recursive=True)
     who = rng.choice(["launcher", "a rank", "everybody"])
-    victims = {"launcher": [launcher.pid], "a rank": [p.pid for p in ranks[:1]], "everybody": [launcher.pid, *(p.pid for p in ranks)]}
+    victims = {
+        "launcher": [launcher.pid],
+        "a rank": [p.pid for p in ranks[:1]],
+        "everybody": [launcher.pid, *(p.pid for p in ranks)],
+    }
     rng.shuffle(victims[who])
     for pid in victims[who]:
         try:

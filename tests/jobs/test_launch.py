@@ -42,7 +42,13 @@ def finished(demo_data, tmp_path_factory):
 def test_a_finished_run_has_everything_in_its_folder(finished):
     run, _ = finished
     assert run.last_end()["reason"] == "complete"
-    for path in (run.config_file, run.code / "jobs" / "launch.py", run.lease_file, run.heartbeat_file, run.journal_file(1)):
+    for path in (
+        run.config_file,
+        run.code / "jobs" / "launch.py",
+        run.lease_file,
+        run.heartbeat_file,
+        run.journal_file(1),
+    ):
         assert path.is_file(), path
     assert {p.name for p in run.checkpoints.iterdir()} >= {"step_000000012"}
     assert (run.checkpoints / "step_000000012" / "ema.safetensors").is_file()
@@ -117,7 +123,11 @@ def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, t
         (["dismix_dem"], [], ["no config 'dismix_dem'", "Did you mean 'dismix_demo'?", "There are: "]),
         (["dismix_demo"], ["trainer.max_step=3"], ["unknown key 'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["dismix_demo"], ["optimizer.lr=fast"], ["'optimizer.lr'", "valid number", "'fast'"]),
-        (["dismix_demo", "--gpus", "3"], [], ["data.batch_size", "does not divide by 3 processes", "--set data.batch_size="]),
+        (
+            ["dismix_demo", "--gpus", "3"],
+            [],
+            ["data.batch_size", "does not divide by 3 processes", "--set data.batch_size="],
+        ),
         (["dismix_demo", "--nodes", "2"], [], ["--nodes 2 needs SLURM"]),
         (["dismix_demo", "--cluster", "nowhere"], [], ["no cluster 'nowhere'", "levante"]),
         (["dismix_demo", "--gpus", "0"], [], ["--gpus must be at least 1"]),
@@ -166,7 +176,9 @@ def test_no_permission_to_write_is_said(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     ours, theirs = multiprocessing.Pipe()
     config = load_named("dismix_demo")
-    child = multiprocessing.get_context("fork").Process(target=found_problems, args=(config, tmp_path / "closed" / "runs", theirs))
+    child = multiprocessing.get_context("fork").Process(
+        target=found_problems, args=(config, tmp_path / "closed" / "runs", theirs)
+    )
     child.start()
     (sentence,) = ours.recv()
     child.join()
@@ -176,10 +188,18 @@ def test_no_permission_to_write_is_said(tmp_path):
 @pytest.mark.parametrize("name", ["dismix", "dismix_simple"])
 def test_dry_run_prints_the_whole_script_without_data(tmp_path, name):
     began = time.monotonic()
-    done = command("jobs/launch.py", name, "--nodes", 1, "--gpus", 4, "--dry-run", "--data", tmp_path, "--runs", tmp_path)
+    done = command(
+        "jobs/launch.py", name, "--nodes", 1, "--gpus", 4, "--dry-run", "--data", tmp_path, "--runs", tmp_path
+    )
     took = time.monotonic() - began
     assert done.returncode == 0, done.stderr
-    for line in ("#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=4", "#SBATCH --gres=gpu:4", "#SBATCH --requeue"):
+    for line in (
+        "#!/bin/bash",
+        "#SBATCH --nodes=1",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gres=gpu:4",
+        "#SBATCH --requeue",
+    ):
         assert line in done.stdout.splitlines()
     assert "srun " in done.stdout and "--kill-on-bad-exit=1" in done.stdout and "export PYTHONPATH=" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -187,9 +207,25 @@ def test_dry_run_prints_the_whole_script_without_data(tmp_path, name):
 
 
 def test_a_profile_reaches_the_script(tmp_path):
-    words = ("dismix", "--cluster", "levante", "--time", "1-02:00:00", "--dry-run", "--data", tmp_path, "--runs", tmp_path)
+    words = (
+        "dismix",
+        "--cluster",
+        "levante",
+        "--time",
+        "1-02:00:00",
+        "--dry-run",
+        "--data",
+        tmp_path,
+        "--runs",
+        tmp_path,
+    )
     done = command("jobs/launch.py", *words)
-    for line in ("#SBATCH --partition=gpu", "#SBATCH --constraint=a100_80", "#SBATCH --time=1560", "#SBATCH --exclusive"):
+    for line in (
+        "#SBATCH --partition=gpu",
+        "#SBATCH --constraint=a100_80",
+        "#SBATCH --time=1560",
+        "#SBATCH --exclusive",
+    ):
         assert line in done.stdout.splitlines(), done.stdout
     assert "export NCCL_SOCKET_IFNAME=ib0" in done.stdout
     wrong = command("jobs/launch.py", "dismix", "--cluster", "levante", "--time", "soon", "--dry-run")

@@ -69,6 +69,25 @@ def test_one_signalled_rank_is_enough(undisturbed, demo_data, tmp_path):
     assert launcher.returncode == 130 and lab.run.last_end()["reason"] == "warned", output
 
 
+def test_a_hung_rank_is_ended_with_its_stacks_written_down(demo_data, tmp_path):
+    """SIGSTOP is a rank that does nothing any more; the others wait for it in a collective."""
+    import psutil
+
+    lab = Lab(demo_data, tmp_path)
+    launcher = lab.start(2, "trainer.hang_seconds=4")
+    assert wait_for(lambda: started_steps(lab, 0), launcher)
+    ranks = psutil.Process(launcher.pid).children()
+    (other,) = [p for p in ranks if p.pid != lab.run.writer()["pid"]]
+    other.suspend()
+    output = launcher.communicate(timeout=90)[0]
+    assert launcher.returncode == 1 and "ended with exit code 70" in output, output
+    hung = [e for e in lab.run.history() if e["event"] == "hung"]
+    assert [e["rank"] for e in hung] == [0]
+    stacks = (lab.run.logs / hung[0]["stacks"]).read_text()
+    assert "trainer.py" in stacks and "fit" in stacks
+    assert not psutil.wait_procs(ranks, timeout=10)[1], "no rank is left"
+
+
 def test_the_number_of_processes_changes_neither_samples_nor_losses(demo_data, tmp_path):
     """1 -> 2 -> 1 against 1 throughout: same data and noise, losses of the steps after each change within 1e-3."""
     steady, changing = Lab(demo_data, tmp_path / "steady"), Lab(demo_data, tmp_path / "changing")
@@ -81,7 +100,9 @@ def test_the_number_of_processes_changes_neither_samples_nor_losses(demo_data, t
     ]
     for step in (*range(21, 41), *range(41, 61)):
         assert losses[1][step] == pytest.approx(losses[0][step], rel=1e-3), step
-    states = [json.loads((lab.run.checkpoints / f"step_{STEPS:09d}" / "state.json").read_text()) for lab in (steady, changing)]
+    states = [
+        json.loads((lab.run.checkpoints / f"step_{STEPS:09d}" / "state.json").read_text()) for lab in (steady, changing)
+    ]
     assert states[0]["data"] == states[1]["data"]
 
 
@@ -118,7 +139,10 @@ def test_a_damaged_sample_is_replaced_counted_and_named(demo_data, tmp_path):
     assert faults and shard.name in faults[0], output
     again = Lab(data, tmp_path / "again")
     again.finish(2)
-    losses = [[p.metrics["train/loss"] for p in read_journals(x.run.metrics) if "train/loss" in p.metrics] for x in (lab, again)]
+    losses = [
+        [p.metrics["train/loss"] for p in read_journals(x.run.metrics) if "train/loss" in p.metrics]
+        for x in (lab, again)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3), "the substitute is the same on every world size"
 
 

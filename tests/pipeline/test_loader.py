@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_factory import numbered, write_dataset
 
+from data_prep import shards as prepared
 from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
 from pipeline.shards import Manifest, ShardInfo, ShardReader
@@ -365,6 +366,25 @@ def test_arrays_are_read_in_place(manifest, monkeypatch):
     monkeypatch.setattr(ShardReader, "read", lambda self, row: slow.append(row) or read(self, row))
     batches(manifest, 30)
     assert len(slow) <= 4  # two lengths of JSON in blocks, and the first sample for its shape
+
+
+def test_what_the_preparation_writes_is_read_in_place(tmp_path, monkeypatch):
+    with prepared.ShardWriter(tmp_path, "writing") as writer:
+        for i in range(20):
+            writer.add(
+                f"{i:06d}",
+                {field: np.asarray(value) if field == "id" else value for field, value in numbered(i).items()},
+            )
+        written = writer.finish()
+        prepared.commit(writer, tmp_path, "train-000000")
+    info = ShardInfo("train-000000", "train", 20, written.tar_size, written.tar_hash, written.index_hash)
+    slow = []
+    read = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, row: slow.append(row) or read(self, row))
+    for batch in batches(Manifest(tmp_path, "test", "test", None, {}, (info,)), 10):
+        for number, mel in zip(batch["id"].flatten().tolist(), batch["mel"].numpy(), strict=True):
+            assert np.array_equal(mel, numbered(number)["mel"])
+    assert len(slow) <= 4
 
 
 def test_the_file_system_gets_a_second_chance(manifest, monkeypatch):

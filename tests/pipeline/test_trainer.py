@@ -60,7 +60,15 @@ def lab(tmp_path):
             "model": {"system": "line"},
             "data": {"recipe": "toy", "batch_size": 4},
             "optimizer": {"lr": 0.01, "schedule": {"name": "cosine", "warmup_steps": 3, "decay_steps": 40}},
-            "trainer": {"max_steps": 20, "log_every": 1, "save_every": 5, "validate_every": 10, "ema": 0.9, "grad_clip": 1.0, **trainer},
+            "trainer": {
+                "max_steps": 20,
+                "log_every": 1,
+                "save_every": 5,
+                "validate_every": 10,
+                "ema": 0.9,
+                "grad_clip": 1.0,
+                **trainer,
+            },
         }
         config = parse_config(tree, ModelSection, "test")
         run = RunFolder(tmp_path / name / "00000000")
@@ -105,7 +113,9 @@ def test_accumulating_micro_batches_is_the_whole_batch(lab):
 def test_validation_is_the_mean_over_every_sample_with_the_averaged_weights(lab):
     run, trainer = lab()
     trainer.fit()
-    (value,) = [p.metrics["valid/loss"] for p in read_journals(run.metrics) if p.step == 20 and "valid/loss" in p.metrics]
+    (value,) = [
+        p.metrics["valid/loss"] for p in read_journals(run.metrics) if p.step == 20 and "valid/loss" in p.metrics
+    ]
     errors = []
     with torch.no_grad(), trainer.ema.applied():
         for batch in trainer._evaluation(0):

@@ -1,0 +1,75 @@
+"""Ends a rank that makes no progress, after writing down where all its threads stand.
+
+A hang is worse than a crash: it burns the allocation to the time limit. Every rank watches itself; where one hangs the others wait for
+it in a collective, so all of them fire, and the rank whose stack is *not* in a collective is the one to look at.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.runs import RunFolder
+
+EXIT_HUNG = 70
+FACTOR = 10.0  # times the median step
+
+
+class Watchdog:
+    """Watch one rank. ``alive`` is called at every step, and within validation and saving.
+
+    Args:
+        least: seconds without a sign of life below which nothing is ever taken for a hang.
+    """
+
+    def __init__(self, run: RunFolder, rank: int, least: float) -> None:
+        self._run, self._rank, self._least = run, rank, least
+        self._durations: deque[float] = deque(maxlen=101)
+        self._step = 0
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    @contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """Watch within the block, which begins after ``step``."""
+        self._step, self._last = step, time.monotonic()
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+
+    def stepped(self, step: int) -> None:
+        now = time.monotonic()
+        self._durations.append(now - self._last)
+        self._step, self._last = step, now
+
+    def alive(self) -> None:
+        self._last = time.monotonic()
+
+    @property
+    def limit(self) -> float:
+        """Seconds without a sign of life that count as a hang: the larger of ``least`` and 10 median steps."""
+        return max(self._least, FACTOR * statistics.median(self._durations)) if self._durations else self._least
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._least / 4)):
+            silent = time.monotonic() - self._last
+            if silent > self.limit:
+                self._fire(silent)
+
+    def _fire(self, silent: float) -> None:
+        path = self._run.logs / f"hung_rank{self._rank}_step{self._step}.txt"
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._run.record("hung", rank=self._rank, after_step=self._step, silent_s=round(silent, 1), stacks=path.name)
+        time.sleep(2.0)  # the other ranks write theirs at about the same moment
+        os._exit(EXIT_HUNG)
