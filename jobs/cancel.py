@@ -17,7 +17,9 @@ from pipeline.runs import find_run
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python jobs/cancel.py", description=__doc__)
-    parser.add_argument("run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)")
+    parser.add_argument(
+        "run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)"
+    )
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
     args = parser.parse_args()
     run = find_run(args.run, runs_root(args.runs))
@@ -30,7 +32,9 @@ def main() -> int:
         if done.returncode:
             raise RunFailed(f"scancel {job[0]} failed: {done.stderr.strip()}")
         run.record("cancelled", job_id=job[0])
-        print(f"{run.name}: job {job[0]} {'is taken out of the queue' if pending else 'saves and ends'}.", file=sys.stderr)
+        print(
+            f"{run.name}: job {job[0]} {'is taken out of the queue' if pending else 'saves and ends'}.", file=sys.stderr
+        )
     elif writer and writer["host"] == socket.gethostname():
         os.kill(writer["pid"], signal.SIGINT)
         run.record("cancelled")

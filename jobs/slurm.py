@@ -22,12 +22,15 @@ from pipeline.runs import RunFolder
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of SLURM for one run: ``nodes`` of ``gpus`` each, for ``time`` (H:MM:SS; None: the profile's)."""
+    """What is asked of SLURM for one run: ``nodes`` of ``gpus`` each, for ``time`` (H:MM:SS; None: the profile's).
+
+    ``wait_for``: the job that must succeed before.
+    """
 
     nodes: int
     gpus: int
     time: str | None = None
-    dependency: str | None = None
+    wait_for: str | None = None
 
 
 class _Planner(SlurmExecutor):
@@ -48,6 +51,11 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
         "qos": cluster.qos,
         "constraint": cluster.constraint,
     }
+    additional: dict[str, Any] = {"requeue": True}
+    if cluster.exclusive:
+        additional["exclusive"] = True
+    if request.wait_for:  # a link that failed must not leave the next one pending for ever
+        additional |= {"dependency": f"afterok:{request.wait_for}", "kill-on-invalid-dep": "yes"}
     return {
         "job_name": run.path.parent.name,
         "comment": f"slurmphony {run.name}",
@@ -61,8 +69,7 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
         "teardown": teardown_lines(run),
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
         "wckey": None,
-        "additional_parameters": {"requeue": True, **({"exclusive": True} if cluster.exclusive else {})},
-        **({"dependency": request.dependency} if request.dependency else {}),
+        "additional_parameters": additional,
         **memory,
         **{key: value for key, value in optional.items() if value},
     }

@@ -75,7 +75,7 @@ def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:
         torch.manual_seed(rng.key(config.seed, "initial weights"))
         module = registry.part(config.model.system, "train_module").TrainModule(config, manifest.info)
         if config.init_from and not checkpoint.steps(run.checkpoints):
-            checkpoint.load_weights(module, Path(config.init_from))
+            checkpoint.load_weights(module, run.path.parent.parent / config.init_from)
         return Trainer(run, config, module, manifest, fabric, world, attempt, stop).fit()
     finally:
         if dist.is_initialized():

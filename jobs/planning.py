@@ -1,0 +1,187 @@
+"""What a launch is about to do: which run, with which config and data, on which machine; and its folder, made or updated.
+
+Nothing is written before ``prepare_folder``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import snapshot
+from jobs.clusters import Cluster
+from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named, runs_root
+from pipeline.config import RunConfig, differences, identity_of
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.runs import RunFolder, find_run
+from pipeline.shards import Manifest
+
+
+def say(text: str) -> None:
+    """A line for the person; stdout is for programs."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Where:
+    """On which machine, how wide, and where things lie, as typed; None: what the profile or the environment says."""
+
+    cluster_name: str
+    cluster: Cluster
+    nodes: int
+    gpus: int | None
+    data: str | None
+    runs: str | None
+
+    @property
+    def runs_root(self) -> Path:
+        return runs_root(self.runs or self.cluster.runs)
+
+    @property
+    def width(self) -> int:
+        """Processes a node: what was asked, else the profile's GPUs, else (local) this machine's GPUs or one CPU process."""
+        if self.gpus:
+            return self.gpus
+        if self.cluster.scheduler == "slurm":
+            return self.cluster.gpus_per_node
+        return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is to go on."""
+
+    run: RunFolder
+    config: RunConfig
+    manifest: Manifest | None  # None only in a dry run on a machine without the data
+    where: Where
+
+    @property
+    def world_size(self) -> int:
+        return self.where.nodes * self.where.width
+
+
+def plan_named(
+    name: str, overrides: list[str], where: Where, *, previous: RunFolder | None, new: bool, dry: bool
+) -> Plan:
+    """The run of ``configs/<name>.yaml``; ``previous`` is the run before it in a chain. UserError for a mistake or missing data."""
+    config = resolve_start(load_named(name, overrides), where.runs_root, previous)
+    manifest = None
+    try:
+        manifest = find_data(config, data_root(where.data or where.cluster.data))
+    except UserError as error:
+        if not dry:
+            raise
+        say(f"note: {error}\nnote: without the data the run's identity below is provisional.")
+    identity = identity_of(config, manifest.identity if manifest else "no data")
+    run = RunFolder(where.runs_root / name / identity)
+    if new and run.path.exists():
+        taken = [int(p.name.partition("-")[2] or 1) for p in run.path.parent.glob(f"{identity}*")]
+        run = RunFolder(run.path.with_name(f"{identity}-{max(taken) + 1}"))
+    if run.config_file.is_file():  # its own config goes on, with this launch's budget
+        config = merge_budget(load_frozen(run.config_file), config)
+    return Plan(run, config, manifest, where)
+
+
+def resolve_start(config: RunConfig, runs: Path, previous: RunFolder | None) -> RunConfig:
+    """``init_from`` as the name of a run (``cd4mt/1f3a9c2e``), so that the frozen config says exactly which, and no host's path."""
+    if config.init_from is None:
+        return config
+    if config.init_from == "previous":
+        if previous is None:
+            raise UserError(
+                "init_from: previous stands for the run before in a chain (--then); here there is none: name a run."
+            )
+        return config.model_copy(update={"init_from": previous.name})
+    return config.model_copy(update={"init_from": find_run(config.init_from, runs).name})
+
+
+def plan_resume(text: str, overrides: list[str], where: Where) -> Plan:
+    """The run ``text`` names, with ``overrides`` on its own config; UserError where they would make it another run."""
+    run = find_run(text, where.runs_root)
+    old = load_frozen(run.config_file)
+    config = load_frozen(run.config_file, overrides)
+    refuse_other_run(run, old, config)
+    folder = Path((read_json(run.launch_file) or {}).get("data", ""))
+    manifest = find_data(config, data_root(where.data) if where.data else folder.parent)
+    trained_on = next((e["data"] for e in reversed(run.history()) if "data" in e), manifest.identity)
+    if manifest.identity != trained_on:
+        raise UserError(
+            f"{manifest.folder} is not the data that {run.name} was trained on; point --data at that, or launch a new run."
+        )
+    return Plan(run, config, manifest, where)
+
+
+def merge_budget(frozen: RunConfig, asked: RunConfig) -> RunConfig:
+    """The frozen config with the budget and host facts that were asked for now: they are not part of a run's identity."""
+    data = frozen.data.model_copy(update={"workers": asked.data.workers})
+    kept = {"precision", "strategy", "grad_clip", "ema"}
+    budget = {k: getattr(asked.trainer, k) for k in type(asked.trainer).model_fields if k not in kept}
+    return frozen.model_copy(update={"data": data, "trainer": frozen.trainer.model_copy(update=budget)})
+
+
+def refuse_other_run(run: RunFolder, old: RunConfig, new: RunConfig) -> None:
+    """A run may change its loss weights, learning rate, schedules and budget; another architecture or other data is another run."""
+    changed = differences(old, new)
+    live = {f"model.{name}" for name in type(new.model).live} | {"data.workers"}
+    fixed = {"optimizer.name", "trainer.strategy"}
+    refused = {
+        k: v
+        for k, v in changed.items()
+        if k not in live and (k in fixed or not k.startswith(("trainer.", "optimizer.")))
+    }
+    if refused:
+        shown = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
+        raise UserError(
+            f"{run.name} cannot go on with another architecture, data or seed ({shown}); "
+            f"launch a new run instead: python jobs/launch.py {run.path.parent.name} --set ..."
+        )
+
+
+def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
+    """Make or update the run folder: frozen config, code snapshot, what changed, and the step to go back to."""
+    assert plan.manifest is not None
+    run = plan.run
+    new = not run.history_file.exists()
+    try:
+        run.create()
+    except OSError as error:
+        raise UserError(
+            f"{run.path} cannot be made: {error.strerror}; choose a folder for runs with --runs."
+        ) from error
+    if new:
+        run.record("created", config=plan.config.model_dump(mode="json"))
+    elif changed := differences(load_frozen(run.config_file), plan.config):
+        at = (run.steps() or [0])[-1]
+        run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
+        say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
+    if rewind_to is not None:
+        rewind(run, rewind_to)
+    write_atomic(run.config_file, plan.config.to_yaml().encode())
+    taken = snapshot.take(ROOT, run.code)
+    last = next((e for e in reversed(run.history()) if e["event"] == "code"), None)
+    if last is None or last["hash"] != taken.hash:
+        run.record(
+            "code", hash=taken.hash, commit=taken.commit, uncommitted_changes=taken.changed, left_out=taken.left_out
+        )
+    where = plan.where
+    host = {"data": str(plan.manifest.folder), "cluster": where.cluster_name, "nodes": where.nodes, "gpus": where.width}
+    write_json(run.launch_file, host)
+
+
+def rewind(run: RunFolder, step: int) -> None:
+    """Set later checkpoints aside, so that the run goes on from ``step``; nothing is deleted."""
+    present = run.steps()
+    if step not in present:
+        raise UserError(
+            f"{run.name} has no checkpoint at step {step}; it has: {', '.join(map(str, present)) or 'none'}."
+        )
+    aside = run.path / "rewound" / time.strftime("%Y%m%d-%H%M%S")
+    for later in (s for s in present if s > step):
+        aside.mkdir(parents=True, exist_ok=True)
+        folder = run.checkpoints / f"step_{later:09d}"
+        folder.rename(aside / folder.name)
+    run.record("rewound", to_step=step, kept_in=str(aside.relative_to(run.path)))
