@@ -107,7 +107,9 @@ class BatchReader:
         ids = self.order.ids(self.positions.of_batch(number))
         places = {name: array.reshape(len(array), -1).view(np.uint8) for name, array in into.items()}
         faults: list[Fault] = []
-        for i in np.argsort(ids, kind="stable").tolist():  # as they lie on disk
+        order = np.argsort(ids, kind="stable")  # as they lie on disk
+        self.samples.expect(ids[order].tolist())
+        for i in order.tolist():
             rows = {name: place[i] for name, place in places.items()}
             try:
                 self._fill(int(ids[i]), rows, faults)

@@ -6,11 +6,13 @@ from one sample and checked on every other, so a batch costs one read and one ch
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +22,7 @@ import xxhash
 from pipeline.shards import (
     BLOCK,
     DamagedSample,
+    Entry,
     Manifest,
     ShardReader,
     decode,
@@ -63,6 +66,7 @@ class SplitReader:
         self._open_shards = open_shards
         self._verified = bytearray(len(self.shards))  # 1 where this process has checked the shard's index
         self._broken: dict[int, str] = {}  # what is wrong with a shard that cannot be opened
+        self._expected: dict[int, tuple[ShardReader, Entry]] = {}
         self._layouts: dict[int, Layout] = {}  # by the size of a sample, as learned from one of that size
 
     def __len__(self) -> int:
@@ -88,19 +92,33 @@ class SplitReader:
                 return _signature({n: a for n, a in sample.items() if isinstance(a, np.ndarray)})
         raise last
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Have the operating system fetch these samples, which ``fill`` will ask for next, all at the same time."""
+        self._expected.clear()
+        for number in numbers:
+            shard = bisect_right(self._starts, number) - 1
+            with contextlib.suppress(DamagedSample, OSError):  # told when it is read
+                reader = self._reader(shard)
+                self._expected[number] = reader, reader.expect(number - self._starts[shard])
+
     def fill(self, number: int, rows: dict[str, np.ndarray]) -> None:
         """Read the arrays of sample ``number`` into ``rows``: by name, its bytes, uint8 (nbytes,), contiguous.
 
         Raises DamagedSample; ``rows`` then hold anything.
         """
-        self._checked(number, lambda reader, row: self._fill(reader, row, rows))
+        expected = self._expected.get(number)
+        if expected is None or not self._fill_in_place(*expected, rows):
+            self._checked(number, lambda reader, row: self._fill(reader, row, rows))
+
+    def _fill_in_place(self, reader: ShardReader, entry: Entry, rows: dict[str, np.ndarray]) -> bool:
+        layout = self._layouts.get(entry[1])
+        try:
+            return layout is not None and layout.read(reader.tar, entry, rows)
+        except OSError:  # closed since, or gone stale: the other way opens it anew
+            return False
 
     def _fill(self, reader: ShardReader, row: int, rows: dict[str, np.ndarray]) -> None:
-        entry = reader.entry(row)
-        layout = self._layouts.get(entry[1])
-        if layout is not None and reader.scatter(entry, layout.buffers(rows)) and layout.fits():
-            return
-        raw = reader.read(row)  # laid out in another way, or damaged: this says which
+        raw = reader.read(row)
         arrays = {name[:-4]: npy_array(field) for name, field in members(raw).items() if name.endswith(".npy")}
         if _signature(arrays) != self.signature:
             raise ValueError(f"it holds {_spell(_signature(arrays))} where others hold {_spell(self.signature)}")
@@ -185,14 +203,24 @@ class Layout:
         gaps.append((at - taken, len(raw) - taken))
         self._scratch = bytearray(len(raw) - taken)
         view = memoryview(self._scratch)
-        self._plan = [gap if isinstance(gap, str) else view[slice(*gap)] for gap in gaps]
+        self._buffers: list[Any] = [None if isinstance(gap, str) else view[slice(*gap)] for gap in gaps]
+        self._arrays = [(place, gap) for place, gap in enumerate(gaps) if isinstance(gap, str)]
 
-    def buffers(self, rows: dict[str, np.ndarray]) -> list[Any]:
-        """What to read a sample into, in the order of its bytes."""
-        return [rows[part] if isinstance(part, str) else part for part in self._plan]
+    def read(self, file: int, entry: Entry, rows: dict[str, np.ndarray]) -> bool:
+        """Read a sample's arrays into ``rows``; whether it is what was written, and laid out like this."""
+        offset, size, checksum = entry
+        buffers = self._buffers.copy()
+        for place, name in self._arrays:
+            buffers[place] = rows[name]
+        if os.preadv(file, buffers, offset) != size:
+            return False
+        digest = xxhash.xxh3_64()
+        for buffer in buffers:
+            digest.update(buffer)
+        return digest.intdigest() == checksum and self._fits()
 
-    def fits(self) -> bool:
-        """Whether the sample that was read last is laid out like this: the same members, sizes and array headers."""
+    def _fits(self) -> bool:
+        """Whether what came with the arrays are the same members, sizes and array headers."""
         scratch = self._scratch
         for at, field, size, header in self._members:
             if not scratch.startswith(field, scratch.find(b".", at, at + 100)):

@@ -33,7 +33,8 @@ from pipeline.errors import UserError
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u8"), ("xxh3_64", "<u8")])
-ENTRY = struct.Struct("<QQQ")  # one row of the index
+Entry = tuple[int, int, int]  # a row of the index: offset, size, checksum
+ENTRY = struct.Struct("<QQQ")
 BLOCK = 512  # tar's block size
 
 
@@ -120,9 +121,9 @@ class ShardReader:
         try:
             for path in (index_path, self.path):
                 self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            self._index, self._tar = self._files
+            self._index, self.tar = self._files
             self._first_row = os.fstat(self._index).st_size - info.samples * INDEX_DTYPE.itemsize
-            size = os.fstat(self._tar).st_size
+            size = os.fstat(self.tar).st_size
             if size != info.tar_size:
                 raise DamagedSample(f"{self.path}: {size} bytes, the manifest says {info.tar_size}")
             if verify:
@@ -143,17 +144,24 @@ class ShardReader:
         if index.dtype != INDEX_DTYPE or index.shape != (self.info.samples,):
             raise DamagedSample(f"{index_path}: {index.shape} rows, the manifest says {self.info.samples} samples")
         end = int((index["offset"] + index["size"]).max(initial=0))
-        if any(_pread(self._tar, self.info.tar_size - end, end)):
+        if any(_pread(self.tar, self.info.tar_size - end, end)):
             raise DamagedSample(f"{self.path}: its end (from byte {end}) is not what was written")
 
     def __len__(self) -> int:
         return self.info.samples
 
     def close(self) -> None:
+        self.tar = -1  # a number that no other file will ever be given
         while self._files:
             os.close(self._files.pop())
 
-    def entry(self, row: int) -> tuple[int, int, int]:
+    def expect(self, row: int) -> Entry:
+        """Have the operating system begin to read sample ``row``; its entry."""
+        offset, size, _ = entry = self.entry(row)
+        os.posix_fadvise(self.tar, offset, size, os.POSIX_FADV_WILLNEED)
+        return entry
+
+    def entry(self, row: int) -> Entry:
         """Offset and size in bytes of sample ``row`` in the tar, and its xxh3_64."""
         if not 0 <= row < self.info.samples:
             raise IndexError(f"{self.path} has samples 0..{self.info.samples - 1}, not {row}")
@@ -165,20 +173,10 @@ class ShardReader:
     def read(self, row: int) -> bytes:
         """The raw tar members of sample ``row``, checked."""
         offset, size, checksum = self.entry(row)
-        raw = _pread(self._tar, size, offset) if offset + size <= self.info.tar_size else b""
+        raw = _pread(self.tar, size, offset) if offset + size <= self.info.tar_size else b""
         if len(raw) != size or xxhash.xxh3_64_intdigest(raw) != checksum:
             raise DamagedSample(f"{self.path}: sample {row} (bytes {offset}..{offset + size}) is not what was written")
         return raw
-
-    def scatter(self, entry: tuple[int, int, int], buffers: list[Any]) -> bool:
-        """Read one sample's bytes into ``buffers``, one after the other; whether they are what was written."""
-        offset, size, checksum = entry
-        if os.preadv(self._tar, buffers, offset) != size:
-            return False
-        digest = xxhash.xxh3_64()
-        for buffer in buffers:
-            digest.update(buffer)
-        return digest.intdigest() == checksum
 
 
 def _pread(file: int, size: int, offset: int) -> bytes:

@@ -2,7 +2,8 @@
 
 The processes are forked and fill memory that they share with the trainer, so no batch is pickled, copied or bound by
 the size of /dev/shm. A pipe to each carries requests and reports; its end is how either side learns of the other's
-death. Signals meant for the trainer do not reach them.
+death (a later worker inherits the trainer's ends of the earlier ones' pipes: they go one after the other, last first).
+Signals meant for the trainer do not reach them.
 """
 
 from __future__ import annotations
@@ -115,8 +116,6 @@ class Workers:
         code = 1
         try:
             mine.close()
-            for earlier in self._workers:  # else their pipes would not end with the trainer
-                earlier.pipe.close()
             self._serve(reader, theirs)
             code = 0
         except BaseException:  # noqa: BLE001 - it ends here, and only the trainer's copy of the stack is above
