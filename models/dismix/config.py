@@ -78,7 +78,7 @@ class ModelConfig(ModelSection):
     """
 
     live: ClassVar[tuple[str, ...]] = (
-        "sigma", "sigma_mixture", "reconstruction", "embedding", "kl", "bce", "barlow_twins", "curriculum_steps",
+        "sigma", "sigma_mixture", "reconstruction", "mixture_from_sources", "embedding", "kl", "bce", "barlow_twins", "curriculum_steps",
         "curriculum_start",
     )  # fmt: skip
 
@@ -89,6 +89,7 @@ class ModelConfig(ModelSection):
     sigma: float = Field(1.0, gt=0)  # of the Gaussian likelihood of standardised mels, first term of Eq. (6)
     sigma_mixture: float = Field(0.25, gt=0)  # sigma_m of Eq. (9)
     reconstruction: float = Field(1.0, ge=0)  # of mixture and sources
+    mixture_from_sources: float = Field(0.0, ge=0)  # log p(x_m | S), Eq. (6) itself, beside what Section 4 has for it
     embedding: float = Field(1.0, ge=0)  # Eq. (9): the sum of source latents near the mixture's embedding
     kl: float = Field(1.0, ge=0)  # timbre posterior to N(0, I), last term of Eq. (6)
     bce: float = Field(1.0, ge=0)  # pitch logits, before binarisation

@@ -5,6 +5,8 @@ Shapes: B clips, C mel bands (128), T frames (10), D latent width (64), P pitch 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ class Transcriber(nn.Module):
         self.trunk = _trunk(2 * latent, hidden, depth)
         self.head = nn.Linear(hidden, pitches)
         # One pitch in P sounds: start from that prior, or the first hundreds of steps only learn that bits are rare.
-        nn.init.constant_(self.head.bias, -float(torch.log(torch.tensor(max(pitches - 1.0, 1.0)))))
+        nn.init.constant_(self.head.bias, -math.log(max(pitches - 1, 1)))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(..., 2 D) -> (..., P) logits."""

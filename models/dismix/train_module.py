@@ -83,15 +83,22 @@ class TrainModule(BaseModule):
         """Every term that is a mean over samples, unweighted."""
         config, frames = self.model_config, mixture.shape[-1]
         source_latents = self.model.film(latents.timbre, latents.pitch)
-        # e_m renders the mixture and each s its source (Section 4): one pass of the decoder for all of them.
-        rendered = self.model.decode(torch.cat([latents.mixture_embedding[:, None], source_latents], dim=1), frames)
-        return {
+        total = source_latents.sum(1, keepdim=True)
+        # e_m renders the mixture and each s its source (Section 4); Eq. (6) itself would have the sum render the mixture.
+        rendered_from = [latents.mixture_embedding[:, None], source_latents]
+        if config.mixture_from_sources:
+            rendered_from.append(total)
+        rendered = self.model.decode(torch.cat(rendered_from, dim=1), frames)  # one pass of the decoder for all of them
+        terms = {
             "reconstruction_mixture": gaussian_error(mixture, rendered[:, 0], config.sigma),
-            "reconstruction_sources": gaussian_error(sources, rendered[:, 1:], config.sigma),
-            "embedding": gaussian_error(latents.mixture_embedding, source_latents.sum(1), config.sigma_mixture),
+            "reconstruction_sources": gaussian_error(sources, rendered[:, 1 : 1 + sources.shape[1]], config.sigma),
+            "embedding": gaussian_error(latents.mixture_embedding, total[:, 0], config.sigma_mixture),
             "kl": kl_to_prior(latents.timbre_mean, latents.timbre_log_variance),
             "bce": pitch_error(latents.pitch_logits, pitch - self.pitch_low),
         }
+        if config.mixture_from_sources:
+            terms["mixture_from_sources"] = gaussian_error(mixture, rendered[:, -1], config.sigma)
+        return terms
 
     def _barlow_twins(self, latents: Latents) -> Tensor:
         share = self.config.data.batch_size // world_size()
@@ -113,6 +120,7 @@ class TrainModule(BaseModule):
         weights = {
             "reconstruction_mixture": config.reconstruction * progress,
             "reconstruction_sources": config.reconstruction * progress,
+            "mixture_from_sources": config.mixture_from_sources * progress,
             "embedding": config.embedding * progress,
             "kl": config.kl * progress,
             "bce": config.bce,

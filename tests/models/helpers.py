@@ -1,0 +1,83 @@
+"""What the tests of systems share: the demo configs, the facts of their data, and a loop without ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import registry
+from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
+from pipeline.train_module import Batch, TrainModule
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+# ``manifest["info"]`` of each recipe that a demo config reads, as data_prep writes it. A new system adds its recipe here.
+INFO: dict[str, dict[str, Any]] = {
+    "cocochorales_simple_demo": {
+        "instruments": ["violin", "flute", "clarinet", "trumpet"],
+        "pitch_low": 48,
+        "pitch_high": 72,
+        "sources": 2,
+        "queries": 2,
+        "frames": 10,
+        "seconds": 0.32,
+        "sample_rate": 16000,
+        "mel": {
+            "bands": 128, "window": 1024, "hop": 512, "f_min": 0.0, "f_max": 8000.0, "floor": 1e-5,
+            "compression": "natural logarithm",
+        },
+        "mean": -5.4,
+        "std": 2.2,
+    },
+}  # fmt: skip
+
+
+def demo_configs() -> list[str]:
+    """Names of all configs called ``<system>*_demo``; every system must have one."""
+    found = [path.stem for path in sorted(CONFIGS.glob("*_demo.yaml"))]
+    for system in registry.systems():
+        assert any(name.startswith(system) for name in found), f"models/{system} has no configs/{system}*_demo.yaml"
+    return found
+
+
+def load(name: str, *overrides: str) -> RunConfig:
+    tree = apply_overrides(read_yaml(CONFIGS / f"{name}.yaml"), overrides)
+    return parse_config(tree, registry.model_config_class(tree["model"]["system"]), f"configs/{name}.yaml")
+
+
+def build(config: RunConfig, seed: int = 0) -> TrainModule:
+    torch.manual_seed(seed)
+    key = config.data.folder_name
+    assert key in INFO, f"tests/models/helpers.py has no INFO for the recipe '{key}'"
+    return registry.part(config.model.system, "train_module").TrainModule(config, INFO[key])
+
+
+class PlainEngine:
+    """The engine of a single process: the whole batch at once, nothing averaged."""
+
+    def __init__(self, module: TrainModule) -> None:
+        self.module = module
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        yield batch, 1.0
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self.module.training_step(batch, step)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+
+
+def train(
+    module: TrainModule, optimizers: dict[str, torch.optim.Optimizer], batches: Sequence[Batch], first: int
+) -> list[float]:
+    """One optimizer step on each batch; the losses."""
+    engine = PlainEngine(module)
+    return [float(module.optimize(engine, b, optimizers, first + i)["loss"]) for i, b in enumerate(batches)]

@@ -1,0 +1,83 @@
+"""What every system promises the training loop: found by its folder, checked on its demo config."""
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from models import registry
+from pipeline.config import parse_config
+from tests.models.helpers import build, demo_configs, load, train
+
+BATCH = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=demo_configs())
+def config(request):
+    overrides = ["data.batch_size=4"]
+    if request.param.startswith("dismix"):
+        overrides.append("model.barlow_twins_group=4")
+    return load(request.param, *overrides)
+
+
+@pytest.fixture
+def module(config):
+    return build(config)
+
+
+def test_config_survives_being_frozen(config):
+    again = parse_config(yaml.safe_load(config.to_yaml()), registry.model_config_class(config.model.system), "frozen")
+    assert again.to_yaml() == config.to_yaml()
+
+
+def test_a_step_gives_a_finite_loss_and_a_gradient_for_every_tensor(module):
+    values = module.training_step(module.example_batch(BATCH), 1)
+    assert all(torch.isfinite(v) and v.ndim == 0 for v in values.values())
+    values["loss"].backward()
+    without = [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not without
+
+
+def test_weights_survive_a_file(module, config, tmp_path):
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    other = build(config, seed=1)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    batch = module.example_batch(BATCH)
+    with torch.no_grad():
+        ours, theirs = module.validation_step(batch, 1), other.validation_step(batch, 1)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_going_on_from_a_state_is_bit_exact(module, config):
+    batches = []
+    for i in range(4):
+        batch = module.example_batch(BATCH)
+        batches.append(batch | {"position": batch["position"] + i * BATCH})
+    optimizers = module.configure_optimizers()
+    train(module, optimizers, batches[:2], 1)
+    weights = {k: v.clone() for k, v in module.state_dict().items()}
+    states = {name: o.state_dict() for name, o in optimizers.items()}
+    resumed = build(config, seed=7)
+    resumed.load_state_dict(weights)
+    others = resumed.configure_optimizers()
+    for name, optimizer in others.items():
+        optimizer.load_state_dict({**states[name], "state": {k: dict(v) for k, v in states[name]["state"].items()}})
+        for state in optimizer.state.values():
+            state.update({k: v.clone() for k, v in state.items() if torch.is_tensor(v)})
+    assert train(module, optimizers, batches[2:], 3) == train(resumed, others, batches[2:], 3)
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in module.state_dict().items())
+
+
+def test_one_batch_can_be_learned_by_heart(module):
+    batch = module.example_batch(BATCH)
+    far = 10**9  # whatever a curriculum does, it is over
+    losses = train(module, module.configure_optimizers(), [batch] * 50, far)
+    assert losses[-1] < 0.65 * losses[0]
