@@ -249,6 +249,16 @@ def test_memory_is_used_again(manifest):
     assert len(places) <= 6
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_the_same(manifest, monkeypatch, workers):
+    """The way of a machine with CUDA, but for the locking of pages, which needs one."""
+    expected, empty = batches(manifest, 8), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs))
+    assert_equal(batches(manifest, 8, workers=workers, pin_memory=True), expected)
+    whole = [batch["id"] for batch in Evaluation(manifest, "train", batch_size=16, pin_memory=True)]
+    assert sorted(torch.cat(whole).tolist()) == list(range(COUNT))
+
+
 def children():
     return psutil.Process().children(recursive=True)
 
