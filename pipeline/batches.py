@@ -102,19 +102,21 @@ class BatchReader:
         except DamagedSample as error:
             raise RunFailed(self._nothing_intact(str(error))) from error
 
-    def read(self, number: int, into: Arrays) -> Report:
-        """Fill the first rows of ``into`` with batch ``number``; what is damaged is replaced and told."""
-        ids = self.order.ids(self.positions.of_batch(number))
+    def read(self, batch: int, into: Arrays) -> Report:
+        """Fill the first rows of ``into`` with batch ``batch``; what is damaged is replaced and told."""
+        ids = self.order.ids(self.positions.of_batch(batch))
         places = {name: array.reshape(len(array), -1).view(np.uint8) for name, array in into.items()}
         faults: list[Fault] = []
-        order = np.argsort(ids, kind="stable")  # as they lie on disk
-        self.samples.expect(ids[order].tolist())
-        for i in order.tolist():
+        later = []
+        for i in np.argsort(ids, kind="stable").tolist():  # as they lie on disk
             rows = {name: place[i] for name, place in places.items()}
-            try:
-                self._fill(int(ids[i]), rows, faults)
-            except RunFailed as error:
-                return Report(faults, str(error))
+            if not self.samples.fill_if_cached(int(ids[i]), rows):
+                later.append((int(ids[i]), rows))
+        try:
+            for number, rows in later:
+                self._fill(number, rows, faults)
+        except RunFailed as error:
+            return Report(faults, str(error))
         return Report(faults)
 
     def _fill(self, number: int, rows: Arrays, faults: list[Fault]) -> None:

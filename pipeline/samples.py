@@ -6,13 +6,12 @@ from one sample and checked on every other, so a batch costs one read and one ch
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +37,13 @@ OPEN_SHARDS = 128  # two files each; more than the 64 places that a window of th
 MAX_LAYOUTS = 64  # kinds of samples whose arrays are read in place; others take the slower way
 MAX_ARRAYS = 500  # of a sample read in place: two buffers each, and the kernel takes 1,024 at once
 STAND_INS = 100  # samples tried in place of a damaged one before the split counts as lost
+NO_WAITING = getattr(os, "RWF_NOWAIT", 0)  # Linux
+
+
+def fetch(file: int, entry: Entry) -> None:
+    """Have the operating system begin to read a sample, where it can be asked to."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, entry[0], entry[1], os.POSIX_FADV_WILLNEED)
 
 
 def stand_ins(number: int, count: int) -> Iterator[int]:
@@ -66,7 +72,6 @@ class SplitReader:
         self._open_shards = open_shards
         self._verified = bytearray(len(self.shards))  # 1 where this process has checked the shard's index
         self._broken: dict[int, str] = {}  # what is wrong with a shard that cannot be opened
-        self._expected: dict[int, tuple[ShardReader, Entry]] = {}
         self._layouts: dict[int, Layout] = {}  # by the size of a sample, as learned from one of that size
 
     def __len__(self) -> int:
@@ -92,33 +97,39 @@ class SplitReader:
                 return _signature({n: a for n, a in sample.items() if isinstance(a, np.ndarray)})
         raise last
 
-    def expect(self, numbers: Iterable[int]) -> None:
-        """Have the operating system fetch these samples, which ``fill`` will ask for next, all at the same time."""
-        self._expected.clear()
-        for number in numbers:
-            shard = bisect_right(self._starts, number) - 1
-            with contextlib.suppress(DamagedSample, OSError):  # told when it is read
-                reader = self._reader(shard)
-                self._expected[number] = reader, reader.expect(number - self._starts[shard])
-
     def fill(self, number: int, rows: dict[str, np.ndarray]) -> None:
         """Read the arrays of sample ``number`` into ``rows``: by name, its bytes, uint8 (nbytes,), contiguous.
 
         Raises DamagedSample; ``rows`` then hold anything.
         """
-        expected = self._expected.get(number)
-        if expected is None or not self._fill_in_place(*expected, rows):
-            self._checked(number, lambda reader, row: self._fill(reader, row, rows))
+        self._checked(number, lambda reader, row: self._fill(reader, row, rows))
 
-    def _fill_in_place(self, reader: ShardReader, entry: Entry, rows: dict[str, np.ndarray]) -> bool:
-        layout = self._layouts.get(entry[1])
+    def fill_if_cached(self, number: int, rows: dict[str, np.ndarray]) -> bool:
+        """``fill``, if the operating system has the sample in memory; else False, and it begins to fetch it.
+
+        So storage that is slow to answer is asked for all of a batch at once.
+        """
+        shard = bisect_right(self._starts, number) - 1
         try:
-            return layout is not None and layout.read(reader.tar, entry, rows)
-        except OSError:  # closed since, or gone stale: the other way opens it anew
+            reader = self._reader(shard)
+            entry = reader.entry(number - self._starts[shard])
+            layout = self._layouts.get(entry[1])
+            try:
+                cached = layout is not None and layout.read(reader.tar, entry, rows, NO_WAITING)
+            except OSError:  # not in memory, or a file system that cannot tell
+                cached = False
+            if not cached:
+                fetch(reader.tar, entry)
+            return cached
+        except (DamagedSample, OSError):  # told by ``fill``
             return False
 
     def _fill(self, reader: ShardReader, row: int, rows: dict[str, np.ndarray]) -> None:
-        raw = reader.read(row)
+        entry = reader.entry(row)
+        layout = self._layouts.get(entry[1])
+        if layout is not None and layout.read(reader.tar, entry, rows):
+            return
+        raw = reader.read(row)  # laid out in another way, or damaged: this says which
         arrays = {name[:-4]: npy_array(field) for name, field in members(raw).items() if name.endswith(".npy")}
         if _signature(arrays) != self.signature:
             raise ValueError(f"it holds {_spell(_signature(arrays))} where others hold {_spell(self.signature)}")
@@ -206,13 +217,13 @@ class Layout:
         self._buffers: list[Any] = [None if isinstance(gap, str) else view[slice(*gap)] for gap in gaps]
         self._arrays = [(place, gap) for place, gap in enumerate(gaps) if isinstance(gap, str)]
 
-    def read(self, file: int, entry: Entry, rows: dict[str, np.ndarray]) -> bool:
+    def read(self, file: int, entry: Entry, rows: dict[str, np.ndarray], flags: int = 0) -> bool:
         """Read a sample's arrays into ``rows``; whether it is what was written, and laid out like this."""
         offset, size, checksum = entry
         buffers = self._buffers.copy()
         for place, name in self._arrays:
             buffers[place] = rows[name]
-        if os.preadv(file, buffers, offset) != size:
+        if os.preadv(file, buffers, offset, flags) != size:
             return False
         digest = xxhash.xxh3_64()
         for buffer in buffers:

@@ -155,12 +155,6 @@ class ShardReader:
         while self._files:
             os.close(self._files.pop())
 
-    def expect(self, row: int) -> Entry:
-        """Have the operating system begin to read sample ``row``; its entry."""
-        offset, size, _ = entry = self.entry(row)
-        os.posix_fadvise(self.tar, offset, size, os.POSIX_FADV_WILLNEED)
-        return entry
-
     def entry(self, row: int) -> Entry:
         """Offset and size in bytes of sample ``row`` in the tar, and its xxh3_64."""
         if not 0 <= row < self.info.samples:

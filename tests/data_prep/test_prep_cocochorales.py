@@ -357,6 +357,20 @@ def test_one_bad_track_leaves_the_others_untouched(corpus, copy, tmp_path):
     assert [s["__key__"] for s in samples(without)] == keys
 
 
+def test_two_voices_of_one_instrument_never_share_a_mixture(copy, tmp_path):
+    """As in a string ensemble, whose first two voices are violins: a query could not say which is meant."""
+    for track in (copy / "main_dataset/train").iterdir():
+        for path in [track / "metadata.yaml", *track.glob("*/*_flute.*")]:
+            if path.suffix == ".yaml":
+                path.write_text(path.read_text().replace(": flute", ": violin"))
+            else:
+                path.rename(path.with_name(path.name.replace("_flute", "_violin")))
+    folder, quarantined = build(copy, tmp_path / "out")
+    assert quarantined == {}
+    pairs = {tuple(sorted(sample["instrument"])) for sample in samples(folder, "train")}
+    assert pairs == {(0, 2), (0, 3), (2, 3)}
+
+
 def test_leaks_between_splits_are_refused(copy, tmp_path):
     train = sorted((copy / "main_dataset/train").iterdir())[0]
     shutil.copytree(train, copy / "main_dataset/test" / train.name)

@@ -109,7 +109,7 @@ def test_a_killed_worker_is_replaced_by_the_others(source, whole, tmp_path):
 
 
 def test_workers_end_with_their_supervisor(source, tmp_path):
-    process = start(source, tmp_path / "light", 2, sleep=0.2)
+    process = start(source, tmp_path / "light", 2, sleep=2)
     deadline = time.monotonic() + 20
     while len(crew := psutil.Process(process.pid).children(recursive=True)) < 2 or not list(tmp_path.rglob("*.claim")):
         assert time.monotonic() < deadline
@@ -205,7 +205,7 @@ def test_exactly_what_depends_on_a_change_is_built_again(tmp_path):
     where = {item.name: f"{shard.name}.tar" for shard in read_plan(folder).shards for item in shard.inputs}
 
     def content():
-        (source / "train/n000.txt").write_text("7")
+        (source / "train/n000.txt").write_text("1007")  # as long as before
 
     assert changed_shards(folder, content, source) == {where["n000"]}
 
