@@ -1,10 +1,10 @@
 """How fast samples reach the trainer: our loader beside a raw read of the same bytes, and beside stock webdataset.
 
-    python benchmarks/loader.py [--sizes 64K 1M 4M] [--megabytes 256] [--repeats 5] [--workers 1] [--folder DIR]
+    python benchmarks/loader.py [--sizes 64K 1M 4M] [--megabytes 128] [--repeats 15] [--workers 1] [--folder DIR]
 
 All of it from a warm page cache, in one run, the contenders taking turns; a ratio compares what one turn measured.
 - raw, thrown away: the shards from end to end, a sample's bytes at a time into one small buffer, xxh3 of each; nothing is kept.
-- raw, into batches: the same bytes and checksum, into the memory of a batch, where a trainer could have them.
+- raw, into batches: the same bytes and checksum, into the memory of batches, of as many as a loader that reads ahead has.
 - loader: the training order (shuffled), checked, tensors. Once with its thread, once with processes.
 - webdataset: stock, shuffled, decoded and batched to tensors; it checks nothing.
 """
@@ -32,9 +32,11 @@ from rich.table import Table
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
 from pipeline.shards import FORMAT, Manifest, ShardReader, read_manifest
+from pipeline.workers import AHEAD
 
 UNITS = {"K": 1 << 10, "M": 1 << 20}
 SHARDS = 4
+IN_MEMORY = AHEAD + 2  # batches: those read ahead, the one being trained on and the one being read
 
 
 def write_dataset(folder: Path, sample_bytes: int, samples: int) -> Manifest:
@@ -101,7 +103,7 @@ def stock(manifest: Manifest, batch_size: int) -> float:
 
 def measure(manifest: Manifest, batch_size: int, workers: int, repeats: int) -> dict[str, list[float]]:
     shards = entries(manifest)
-    rows = np.zeros((batch_size, max(size for _, places in shards for _, size, _ in places)), np.uint8)
+    rows = np.zeros((IN_MEMORY * batch_size, max(size for _, places in shards for _, size, _ in places)), np.uint8)
     contenders: dict[str, Callable[[], float]] = {
         "raw + xxh3, thrown away": partial(raw, shards, rows[:1]),
         "raw + xxh3, into batches": partial(raw, shards, rows),
@@ -139,8 +141,8 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", default=["64K", "1M", "4M"], metavar="SIZE", help="of a sample, in K or M bytes"
     )
-    parser.add_argument("--megabytes", type=int, default=256, help="of each data set")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=128, help="of each data set")
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--folder", type=Path, help="where the data sets are made for the while (default: the system's)"

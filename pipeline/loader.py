@@ -46,10 +46,9 @@ class _Batches:
         return new
 
     def _new_reader(self) -> BatchReader:
-        bytes_each = sum(shard.tar_size for shard in self._manifest.split(self._split)) / self._manifest.samples(
-            self._split
-        )
-        order = Order(self._manifest.samples(self._split), self._seed, block_size(bytes_each))
+        count = self._manifest.samples(self._split)
+        bytes_each = sum(shard.tar_size for shard in self._manifest.split(self._split)) / count
+        order = Order(count, self._seed, block_size(bytes_each))
         return BatchReader(self._manifest, self._split, order, self._positions)
 
     def _hand_out(self, number: int, batch: Batch, report: Report) -> Batch:

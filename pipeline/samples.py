@@ -154,7 +154,12 @@ class SplitReader:
                 return use(self._reader(shard), row)
         except OSError as error:
             raise DamagedSample(f"{self._name(shard)}: sample {row} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, IndexError) as error:  # the bytes are those that were written, and make no sense
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            OverflowError,
+        ) as error:  # the bytes are those that were written, and make no sense
             raise DamagedSample(f"{self._name(shard)}: sample {row} cannot be decoded ({error})") from error
 
     def _name(self, shard: int) -> str:
@@ -236,7 +241,10 @@ class Layout:
         for at, field, size, header in self._members:
             if not scratch.startswith(field, scratch.find(b".", at, at + 100)):
                 return False
-            found = int(scratch[at + 124 : at + 135], 8)
+            try:
+                found = int(scratch[at + 124 : at + 135], 8)
+            except ValueError:
+                return False
             if found != size if header else padded(found) != padded(size):
                 return False
             if not scratch.startswith(header, at + BLOCK):
