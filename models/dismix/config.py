@@ -77,9 +77,9 @@ class ModelConfig(ModelSection):
     Every term is a sum over dimensions and sources and a mean over the batch, as in the paper, which weighs all by 1.
     """
 
-    live: ClassVar[tuple[str, ...]] = (
-        "sigma", "sigma_mixture", "reconstruction", "mixture_from_sources", "embedding", "kl", "bce", "barlow_twins", "curriculum_steps",
-        "curriculum_start",
+    live: ClassVar[tuple[str, ...]] = (  # what --resume may change
+        "sigma", "sigma_mixture", "reconstruction", "mixture_from_sources", "embedding", "kl", "bce", "barlow_twins",
+        "curriculum_steps", "curriculum_start",
     )  # fmt: skip
 
     system: Literal["dismix"]
