@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -22,8 +23,16 @@ STALE = 60.0  # seconds without a heartbeat after which an owner on another host
 def owner_token(pid: int | None = None) -> str:
     """``host~pid~start``: also tells this process from an earlier one that had the same pid. Fit for a file name."""
     host = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
-    process = psutil.Process(pid)
-    return f"{host}~{process.pid}~{round(process.create_time() * 1000)}"
+    return f"{host}~{pid or os.getpid()}~{_started(pid or os.getpid())}"
+
+
+def _started(pid: int) -> int:
+    """When a process began, in a clock that nobody sets: ticks since boot on Linux. Raises psutil.NoSuchProcess."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return round(psutil.Process(pid).create_time() * 1000)  # no /proc here, or no such process
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def is_dead(token: str, age: float) -> bool:
@@ -32,13 +41,54 @@ def is_dead(token: str, age: float) -> bool:
         host, pid, _ = token.split("~")
         number = int(pid)
     except ValueError:
-        return age > STALE  # a claim that its owner did not live to fill in
+        return age > HEARTBEAT  # its owner did not live to write its name, a matter of microseconds
     if host != owner_token().split("~")[0]:
         return age > STALE
     try:
         return owner_token(number) != token or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def enter(folder: Path) -> None:
+    """Make the work folder and keep it: while a living process has a file in it, ``leave`` does not remove it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / f"{owner_token()}.here").touch()
+            break
+        except FileNotFoundError:
+            continue  # removed in between, by one who has just finished
+    sweep(folder)
+
+
+def leave(folder: Path) -> None:
+    """The work is done: remove this process' files and those of the dead; the last one to leave removes the folder."""
+    sweep(folder)
+    for path in folder.glob(f"{owner_token()}.*"):
+        path.unlink(missing_ok=True)
+    if not any("~" in path.name for path in folder.glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes left in a work folder: unfinished files and clocks (all named by token), and claims."""
+    now = _file_system_now(folder)
+    for path in folder.iterdir():
+        try:
+            age = now - path.stat().st_mtime
+            token = path.read_text() if path.suffix == ".claim" else path.name.split(".", 1)[0]
+            if (path.suffix == ".claim" or "~" in token) and is_dead(token, age):
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue  # its owner has just finished with it
+
+
+def _file_system_now(folder: Path) -> float:
+    """Hosts' clocks may differ by more than STALE; the file system has one."""
+    clock = folder / f"{owner_token()}.clock"
+    clock.touch()
+    return clock.stat().st_mtime
 
 
 class Claims:
@@ -49,7 +99,6 @@ class Claims:
         self.token = owner_token()
         self._held: Path | None = None
         self._stop = threading.Event()
-        self._clock = folder / f"{self.token}.clock"
         threading.Thread(target=self._beat, daemon=True).start()
 
     def take(self, shard: str) -> bool:
@@ -75,22 +124,17 @@ class Claims:
     def close(self) -> None:
         self._stop.set()
         self.drop()
-        self._clock.unlink(missing_ok=True)
+        (self.folder / f"{self.token}.clock").unlink(missing_ok=True)
 
     def _remove_if_dead(self, path: Path) -> bool:
         try:
-            token, age = path.read_text(), self._now() - path.stat().st_mtime
+            token, age = path.read_text(), _file_system_now(self.folder) - path.stat().st_mtime
         except FileNotFoundError:
             return True  # its owner has just finished
         if not is_dead(token, age):
             return False
         path.unlink(missing_ok=True)
         return True
-
-    def _now(self) -> float:
-        """The file system's own time: hosts' clocks may differ by more than STALE."""
-        self._clock.touch()
-        return self._clock.stat().st_mtime
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -113,11 +157,3 @@ def living(folder: Path) -> dict[str, str]:
         if not is_dead(token, 0.0):
             found[path.stem] = token
     return found
-
-
-def sweep(folder: Path) -> None:
-    """Remove what dead processes of this host left in a work folder: temporary files, clocks and claims, all named by token."""
-    for path in folder.glob("*~*~*"):
-        token = path.name.split(".", 1)[0]
-        if is_dead(token, 0.0):
-            path.unlink(missing_ok=True)

@@ -15,13 +15,12 @@ what is there already, and watches over local worker processes.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data_prep.claims import sweep
+from data_prep.claims import enter
 from data_prep.commits import MANIFEST, WORK, Committed, done, publish, remove_shard, shard_files
 from data_prep.plan import HASH_CACHE, PLAN_NAME, Plan, PlannedShard, make_plan
 from data_prep.progress import Progress
@@ -74,18 +73,13 @@ def _scan(stage: Stage, source: Path) -> list[Input]:
 
 
 def _open_work(folder: Path) -> Path:
-    work = folder / WORK
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        probe = work / f"probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        enter(folder / WORK)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}; choose another data root with --out."
         ) from error
-    sweep(work)
-    return work
+    return folder / WORK
 
 
 def _settle(plan: Plan, folder: Path, workers: int) -> dict[str, Committed]:

@@ -6,12 +6,12 @@ Everything here is a function of the plan and the commit records, so that it too
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from data_prep.claims import leave
 from data_prep.commits import MANIFEST, WORK, Committed, done, publish, read_committed, shard_files
 from data_prep.plan import PLAN_NAME, Plan
 from data_prep.shards import difference, differences
@@ -50,7 +50,7 @@ def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
         for name, payload in small.items():
             publish(folder, name, payload)
         publish(folder, MANIFEST, manifest)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    leave(folder / WORK)
     return quarantined
 
 

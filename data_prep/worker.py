@@ -107,7 +107,7 @@ def build(task: Task, shard: PlannedShard, token: str) -> None:
         for key, fields in samples:
             writer.add(key, fields)
         written = writer.finish()
-        if xxhash.xxh3_128_hexdigest((task.folder / PLAN_NAME).read_bytes()) != task.plan:
+        if _plan_identity(task.folder) != task.plan:
             raise RunFailed(_taken_over(task.folder))
         (task.folder / f"{shard.name}.json").unlink(
             missing_ok=True
@@ -150,5 +150,12 @@ def _end_with_parent() -> None:
         os._exit(1)  # what we were writing is swept up by the next attempt
 
 
+def _plan_identity(folder: Path) -> str:
+    try:
+        return xxhash.xxh3_128_hexdigest((folder / PLAN_NAME).read_bytes())
+    except FileNotFoundError:
+        return ""
+
+
 def _taken_over(folder: Path) -> str:
-    return f"{folder / PLAN_NAME} has been replaced by a preparation with other inputs; one folder serves one of them."
+    return f"{folder / PLAN_NAME} has been removed, or replaced by a preparation with other inputs; one folder serves one of them."

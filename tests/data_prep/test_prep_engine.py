@@ -99,10 +99,9 @@ def test_killing_everything_at_random_moments_changes_nothing(source, whole, tmp
 def test_a_killed_worker_is_replaced_by_the_others(source, whole, tmp_path):
     process = start(source, tmp_path / "light", 2, sleep=0.1)
     deadline = time.monotonic() + 20
-    while not list((tmp_path / "light" / WORK).glob("*.claim")):
+    while not (token := next((p.read_text() for p in (tmp_path / "light" / WORK).glob("*.claim")), "")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    token = next((tmp_path / "light" / WORK).glob("*.claim")).read_text()
     os.kill(int(token.split("~")[1]), signal.SIGKILL)
     assert process.wait(60) == 0, process.stderr.read()
     assert tree(tmp_path / "light") == whole
