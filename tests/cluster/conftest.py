@@ -1,0 +1,3 @@
+"""The clusters of `tests.cluster.fixtures`."""
+
+from tests.cluster.fixtures import *  # noqa: F403
