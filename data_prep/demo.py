@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError, nearest, run_command
 
-DATASETS = {"cocochorales": "data_prep.demo_cocochorales"}  # modules with render() and DEFAULT_TRACKS
+DATASETS = {"cocochorales": "data_prep.demo_cocochorales"}  # modules with render(), DEFAULT_TRACKS and RECIPE
 
 
 def main() -> None:
@@ -33,11 +33,18 @@ def main() -> None:
     tracks, start = args.tracks or module.DEFAULT_TRACKS, time.monotonic()
     from data_prep.progress import Progress  # late: rich is not needed for --help
 
+    done = 0
     with Progress("rendering", "tracks", tracks) as progress:
         for done in module.render(args.out, tracks, args.seed, args.workers):
             progress.update(done)
-    print(f"{tracks} tracks in {time.monotonic() - start:.1f} s.", file=sys.stderr)
-    print(f"Next: python data_prep/prepare.py {args.dataset} --source {args.out}", file=sys.stderr)
+    print(
+        f"{done} tracks in {time.monotonic() - start:.1f} s." if done else "The same corpus lies there already.",
+        file=sys.stderr,
+    )
+    print(
+        f"Next: python data_prep/prepare.py {args.dataset} --source {args.out} --recipe {module.RECIPE}",
+        file=sys.stderr,
+    )
     print(args.out)
 
 

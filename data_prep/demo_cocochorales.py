@@ -1,6 +1,6 @@
 """A small corpus in CocoChorales' real layout: our chorales, played by General MIDI instruments.
 
-    <out>/LICENCE.txt
+    <out>/LICENCE.txt  made.json
     <out>/main_dataset/{train,valid,test}/<ensemble>_trackNNNNNN/
         metadata.yaml  mix.wav  mix.mid
         stems_audio/1_violin.wav ...   stems_midi/1_violin.mid ...     as the code that made CocoChorales writes it
@@ -27,10 +27,14 @@ import numpy as np
 
 from data_prep.casting import Casting
 from data_prep.chorales import Chorale, Note, compose
+from data_prep.claims import is_dead, owner_token
+from data_prep.plan import code_version
 from data_prep.synth import SOUNDFONT_CREDIT, Player, soundfont
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 
 DEFAULT_TRACKS = 190
+RECIPE = "cocochorales_simple_demo"  # what is prepared from it next
 SAMPLE_RATE = 16000
 CHORDS = 28
 PITCHES = (48, 72)  # MIDI notes, both inclusive; those of the recipe cocochorales_simple_demo
@@ -48,6 +52,8 @@ GUESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("woodwind", ("flute", "oboe", "clarinet", "bassoon")),
 )
 GUEST_EVERY = 16
+MADE = "made.json"  # what the corpus in a folder was made of
+CODE = ("data_prep.demo_cocochorales", "data_prep.chorales", "data_prep.casting", "data_prep.synth")
 FIRST_NUMBER = {"train": 1, "valid": 192001, "test": 216001}
 LICENCE = f"Demo corpus rendered by data_prep/demo.py: chorales of its own composition, sounds from {SOUNDFONT_CREDIT}."
 
@@ -70,19 +76,18 @@ class Track:
 def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Iterator[int]:
     """Render ``tracks`` tracks into ``out``; yields the number done as they come. The same seed gives the same bytes.
 
-    Raises UserError where ``tracks`` is too few for three splits, or ``out`` holds something already.
+    Where the same corpus lies there already, nothing is done. Raises UserError where ``tracks`` is too few for three splits, or
+    another corpus lies there.
     """
     if tracks < 6:
         raise UserError(f"--tracks {tracks} is too few: each of train, valid and test needs two, so 6 at least.")
     soundfont()
-    target = out / "main_dataset"
+    target, made = out / "main_dataset", {"tracks": tracks, "seed": seed, "code": code_version(CODE)}
     if target.exists():
-        raise UserError(f"{target} exists already; choose another --out, or remove it first.")
-    aside = out / f".main_dataset.{os.getpid()}.tmp"
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
+        if read_json(out / MADE) == made:
+            return
+        raise UserError(f"{target} exists already and is another corpus; choose another --out, or remove it first.")
+    aside = _empty_aside(out)
     jobs = plan(tracks, seed)
     count = workers or min(os.cpu_count() or 1, len(jobs))
     try:
@@ -90,9 +95,23 @@ def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Ite
             for done, _ in enumerate(pool.map(_render_track, [aside] * len(jobs), jobs, chunksize=4), start=1):
                 yield done
         (out / "LICENCE.txt").write_text(LICENCE + "\n")
+        write_json(out / MADE, made)
         aside.rename(target)  # a corpus is whole or absent
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _empty_aside(out: Path) -> Path:
+    """A folder of this process to render into; what killed processes left is removed."""
+    for path in out.glob(".main_dataset-*"):
+        if is_dead(path.name.partition("-")[2], 0.0):
+            shutil.rmtree(path)
+    aside = out / f".main_dataset-{owner_token()}"
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
+    return aside
 
 
 def plan(tracks: int, seed: int) -> list[Track]:

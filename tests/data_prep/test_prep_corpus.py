@@ -4,6 +4,7 @@ import collections
 import hashlib
 import itertools
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,24 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_processes(corpus, 
     list(render(tmp_path / "one", 6, 3, workers=1))
     assert hashes(tmp_path / "one") == hashes(corpus)
     assert plan(6, 4)[0].chorale != plan(6, 3)[0].chorale
+
+
+def test_the_same_corpus_is_not_rendered_twice(corpus):
+    before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
+    assert list(render(corpus, 6, 3)) == []
+    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
+
+
+def test_a_killed_rendering_leaves_nothing_behind(tmp_path):
+    rendering = render(tmp_path, 6, 3, workers=1)
+    next(rendering)
+    left = next(tmp_path.glob(".main_dataset-*"))
+    shutil.copytree(left, left.with_name(left.name[:-1] + "x"))  # as one of a process that is no more
+    list(rendering)
+    assert len(list(tmp_path.glob(".main_dataset-*"))) == 1
+    shutil.rmtree(tmp_path / "main_dataset")
+    list(render(tmp_path, 6, 3, workers=1))
+    assert not list(tmp_path.glob(".main_dataset-*"))
 
 
 def test_what_was_played_before_leaves_no_trace(tmp_path):
@@ -138,7 +157,7 @@ def test_a_name_with_a_space_occurs():
 def test_mistakes_are_one_sentence(corpus, tmp_path):
     with pytest.raises(UserError, match="6 at least"):
         list(render(tmp_path, 5, 0))
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists already and is another corpus"):
         list(render(corpus, 6, 0))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
