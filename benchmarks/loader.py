@@ -129,7 +129,7 @@ def add_rows(table: Table, size: str, sample_bytes: int, seconds: dict[str, list
         table.add_row(
             size,
             name,
-            f"{1 / median:,.0f}",
+            f"{1 / median:,.0f} ({1 / min(values):,.0f})",
             f"{sample_bytes / median / 1e9:.2f}",
             *(spread([b / a for a, b in zip(values, base, strict=True)]) for base in (thrown, kept, stock_webdataset)),
         )
@@ -148,7 +148,15 @@ def main() -> None:
         "--folder", type=Path, help="where the data sets are made for the while (default: the system's)"
     )
     args = parser.parse_args()
-    columns = ("sample", "reader", "samples/s", "GB/s", "x raw, thrown away", "x raw, into batches", "x webdataset")
+    columns = (
+        "sample",
+        "reader",
+        "samples/s (best)",
+        "GB/s",
+        "x raw, thrown away",
+        "x raw, into batches",
+        "x webdataset",
+    )
     table = Table(
         *columns, title=f"median and spread of {args.repeats} repeats, warm page cache, {os.cpu_count()} cores"
     )
