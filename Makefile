@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: help setup demo test soak lint bench clean
+.PHONY: help setup demo test soak lint bench cluster cluster-down clean
 
 help:
 	@echo "make demo   set-up + the main job on this machine: corpus, shards, training, figures, audio (about 10 minutes)"
 	@echo "make test   set-up + every test this machine can run"
 	@echo "make setup  .venv with everything;  also: make lint, bench, soak (hours)"
+	@echo "make cluster, cluster-down  a real SLURM on this machine to practise on (Debian's packages)"
 
 setup:
 	@$(PYTHON) jobs/setup_env.py all
@@ -30,6 +31,12 @@ lint: setup
 bench: setup
 	@$(VENV)/python benchmarks/loader.py
 	@$(VENV)/python benchmarks/trainer.py
+
+cluster: setup
+	@$(VENV)/python -m tests.cluster up
+
+cluster-down: setup
+	@$(VENV)/python -m tests.cluster down
 
 clean:
 	rm -rf .venv build *.egg-info
