@@ -18,6 +18,14 @@ from pipeline.errors import RunFailed, run_command
 ROOT = Path(__file__).resolve().parent.parent
 RAW = Path("data/raw/cocochorales_demo")
 PROCESSES = 2
+SHOWN = {
+    "single_pitch": "pitch of each new source is the one asked for",
+    "single_instrument": "instrument of each new source is the one asked for",
+    "mixture_pitch": "the same within the new mixture: pitch",
+    "mixture_instrument": "the same within the new mixture: instrument",
+    "judge_pitch_on_clean": "the judges on untouched sources: pitch",
+    "judge_instrument_on_clean": "the judges on untouched sources: instrument",
+}
 
 
 def step(title: str, *words: str | Path) -> str:
@@ -54,18 +62,8 @@ def main() -> int:
     )
     step("figures on held-out mixtures", "jobs/evaluate.py", folder)
     out = folder / "samples" / "swap"
-    step(
-        "two notes change their instruments",
-        "jobs/generate.py",
-        folder,
-        "--sample",
-        "0",
-        "--swap-timbre",
-        "0",
-        "1",
-        "--out",
-        out,
-    )
+    swap = ("--sample", "0", "--swap-timbre", "0", "1")
+    step("two notes change their instruments", "jobs/generate.py", folder, *swap, "--out", out)
     figures = json.loads((folder / "evaluation.json").read_text())["figures"]
     summary(folder, out, figures, time.monotonic() - began)
     return 0
@@ -79,17 +77,17 @@ def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:
     print(f"  run           {run}")
     for path in sorted(out.iterdir()):
         print(f"  {'picture' if path.suffix == '.png' else 'audio':12s}  {run / path.relative_to(folder)}")
-    print("\nHeld-out tracks, sources manipulated one by one:")
-    for name, figure in figures.items():
-        if isinstance(figure, dict) and "value" in figure:
-            print(
-                f"  {name:44s} {100 * figure['value']:5.1f} %   ({100 * figure['low']:.1f} .. {100 * figure['high']:.1f})"
-            )
+    print("\nOn held-out tracks, after the sources of a mixture have exchanged their pitches (95 % interval):")
+    for name, words in SHOWN.items():
+        figure = figures[name]
+        print(
+            f"  {words:52s} {100 * figure['value']:5.1f} %   ({100 * figure['low']:.1f} .. {100 * figure['high']:.1f})"
+        )
     print(f"""
 Next:
   python jobs/launch.py dismix_demo                       says that the run is complete
-  python jobs/launch.py --resume {run.parent.name}/{run.name} --set trainer.max_steps=20000 --gpus 2
-                                                          goes on with it
+  python jobs/launch.py --resume {run.parent.name}/{run.name} --gpus 2 \\
+      --set model.kl=3 --set trainer.max_steps=4500       goes on with another loss weight, and records it
   python jobs/generate.py dismix_demo --sample 3 --swap-pitch 0 1
   python monitoring/dashboard.py                          curves, pictures and audio in MLflow (after `make setup`)
   python jobs/launch.py dismix --nodes 1 --gpus 4 --dry-run
