@@ -7,6 +7,7 @@ from there when typed again, because each of the commands does.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def step(title: str, *words: str | Path) -> str:
     command = ["python", *map(str, words)]
     print(f"\n== {title}\n$ {shlex.join(command)}", file=sys.stderr, flush=True)
     began = time.monotonic()
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURMPHONY_")}  # all of it lies here
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
@@ -49,17 +51,8 @@ def main() -> int:
         RAW_DONE.touch()
     recipe = ("--recipe", "cocochorales_simple_demo")
     step("into shards", "data_prep/prepare.py", "cocochorales", "--source", RAW, *recipe, "--workers", "2")
-    folder = Path(
-        step(
-            "training DisMix, two data-parallel processes",
-            "jobs/launch.py",
-            "dismix_demo",
-            "--cluster",
-            "local",
-            "--gpus",
-            str(PROCESSES),
-        )
-    )
+    here = ("--cluster", "local", "--gpus", str(PROCESSES))
+    folder = Path(step("training DisMix, two data-parallel processes", "jobs/launch.py", "dismix_demo", *here))
     step("figures on held-out mixtures", "jobs/evaluate.py", folder)
     out = folder / "samples" / "swap"
     swap = ("--sample", "0", "--swap-timbre", "0", "1")
@@ -80,9 +73,8 @@ def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:
     print("\nOn held-out tracks, after the sources of a mixture have exchanged their pitches (95 % interval):")
     for name, words in SHOWN.items():
         figure = figures[name]
-        print(
-            f"  {words:52s} {100 * figure['value']:5.1f} %   ({100 * figure['low']:.1f} .. {100 * figure['high']:.1f})"
-        )
+        value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
+        print(f"  {words:52s} {value:5.1f} %   ({low:.1f} .. {high:.1f})")
     print(f"""
 Next:
   python jobs/launch.py dismix_demo                       says that the run is complete
