@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cocochorales import RECIPES
 from data_prep.demo_cocochorales import render
+from data_prep.engine import prepare
+from data_prep.finish import finish
 from tests.conftest import command
 
 PREPARE = ("data_prep/prepare.py", "cocochorales")
@@ -71,14 +74,16 @@ def test_help_is_fast_and_imports_no_torch():
         assert time.monotonic() - start < 5
 
 
-def test_prepare_with_a_bad_input_then_status_verify_repair(corpus, tmp_path):
+def test_a_bad_input_then_status_verify_repair(corpus, tmp_path):
     bad = next(corpus.glob("main_dataset/test/*/stems_audio/*.wav"))
     bad.write_bytes(b"not audio at all")
-    made = command(*PREPARE, *DEMO, "--source", corpus, "--workers", 1, env={"SLURMPHONY_DATA": str(tmp_path)})
-    assert made.returncode == 0, made.stderr
     folder = tmp_path / "cocochorales_simple_demo"
+    stage = RECIPES[folder.name]
+    finish(stage, prepare(stage, corpus, folder, 0, 0.05)[0], folder)
+    made = command(*PREPARE, *DEMO, "--source", corpus, env={"SLURMPHONY_DATA": str(tmp_path)})
+    assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == str(folder), "the last line on stdout is where the dataset lies"
-    assert "3 of 3 shards built in" in made.stderr
+    assert "complete already: 3 shards, every byte checked." in made.stderr
     assert f"1 of 6 inputs were quarantined, with the reasons in {folder / 'quarantine.jsonl'}" in made.stderr
     assert "is not a WAV file" in (folder / "quarantine.jsonl").read_text()
     suffixes = [".tar", ".npy", ".json"] * 3 + [".json", ".json", ".jsonl", ".md"]
