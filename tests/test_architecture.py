@@ -10,6 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("jobs", "pipeline", "models", "data_prep", "sync", "monitoring")
 SHARED_MODELS = {"models.blocks", "models.codecs", "models.features", "models.metrics"}
+LOGIN_NODE = [
+    "jobs.launch",
+    "jobs.slurm",
+    "jobs.cancel",
+    "pipeline.runs",
+    "monitoring.dashboard",
+    "data_prep.prepare",
+    "data_prep.demo",
+]
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
 
 
@@ -64,7 +73,7 @@ def test_no_module_hides_the_standard_library(folder):
     assert not names & set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("module", ["jobs.launch", "jobs.slurm", "jobs.configs", "pipeline.runs", "monitoring.dashboard", "data_prep.prepare"])
+@pytest.mark.parametrize("module", LOGIN_NODE)
 def test_login_node_paths_never_import_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
