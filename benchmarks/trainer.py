@@ -3,8 +3,8 @@
     python benchmarks/trainer.py [--steps 3000] [--repeats 5]
 
 Everything is on: loss and gradient norm journalled at every step, EMA, clipping, schedule, heartbeat, progress, watchdog. The bare loop
-does the same arithmetic: forward, backward, clip, one fused optimizer step. It has its batch in memory, so the loop's own cost is taken with a
-batch in memory too; the last row reads real shards, whose reader shares the interpreter's lock with a step of no length.
+does the same arithmetic: forward, backward, clip, one fused optimizer step. It has its batch in memory, so the loop's own cost is
+taken with a batch in memory too; the last row reads real shards, whose reader shares the interpreter's lock with a step of no length.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def step(title: str, *words: str | Path) -> str:
     command = ["python", *map(str, words)]
     print(f"\n== {title}\n$ {shlex.join(command)}", file=sys.stderr, flush=True)
     began = time.monotonic()
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURMPHONY_")}  # all of it lies here
+    # All of it lies in the project, whatever folders the person's own variables name.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURMPHONY_")}
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode == 130:
         raise KeyboardInterrupt
