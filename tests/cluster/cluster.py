@@ -75,6 +75,7 @@ class Cluster:
         """Cancel what is queued and end every process; the folder stays, with logs and job numbers."""
         if self._service("slurmctld"):  # a job that only lost its nodes would rise again at the next `up`
             self.run("scancel", f"--user={os.getuid()}", check=False)
+            self.down_controller()  # first: it would wait for nodes that do not answer
         for node in self.nodes:
             self._cut_power(node)
         for name in SERVICES:

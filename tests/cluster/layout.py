@@ -52,15 +52,17 @@ class Layout:
         return self.logs / f"{name}.out"
 
     def make(self) -> None:
-        """Make the folders; UserError where the path is too long or cannot be written to."""
+        """Make the folders, for nobody else to look into; UserError where the path is too long or not ours."""
         if len(str(self.folder)) > LONGEST:
             raise UserError(
                 f"{self.folder} is too long a path for SLURM's sockets: {len(str(self.folder))} characters, "
                 f"at most {LONGEST}; choose another with --dir."
             )
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)  # refused where somebody else made it
             for path in (self.conf.parent, self.logs, self.records, self.folder / "state", self.folder / "dev"):
-                path.mkdir(parents=True, exist_ok=True)
+                path.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made: {error.strerror}; choose another with --dir.") from error
 
@@ -75,9 +77,11 @@ class Settings:
 
     @classmethod
     def choose(cls, *, accounting: bool, auth: str | None) -> Settings:
-        """Ports that are free now. Without munge an ordinary user may do without; as root that would open the machine."""
-        if auth is None:
-            auth = "munge" if find_program("munged") or os.getuid() == 0 else "none"
+        """Ports that are free now. The daemons listen on all addresses and munge is what keeps strangers out; an
+        ordinary user may do without where there is none, root would give the machine away."""
+        auth = auth or ("munge" if find_program("munged") or os.getuid() == 0 else "none")
+        if auth == "none" and os.getuid() == 0:
+            raise UserError(f"as root a cluster needs munge; install it: {PACKAGES}")
         return cls(auth, accounting, free_ports(2 + NODES))
 
 

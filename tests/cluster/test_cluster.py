@@ -15,7 +15,7 @@ from pipeline.errors import RunFailed, UserError
 from tests.cluster import fixtures, layout
 from tests.cluster.cluster import Cluster
 from tests.cluster.jobs import expand
-from tests.cluster.processes import wait_until
+from tests.cluster.processes import name_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = "srun sleep 300"
@@ -163,9 +163,9 @@ def test_a_power_cut_is_noticed(slurm, tmp_path):
 def test_where_only_slurmd_dies_the_tasks_run_on(slurm, tmp_path):
     job = queue(slurm, tmp_path, SLEEP)
     (node,) = slurm.wait(job, "RUNNING").nodes
-    assert wait_until(lambda: any(task.name() == "sleep" for task in slurm.tasks()), 10)
+    assert wait_until(lambda: any(name_of(task) == "sleep" for task in slurm.tasks()), 10)
     slurm.kill_slurmd(node)
-    assert any(task.name() == "sleep" for task in slurm.tasks())
+    assert any(name_of(task) == "sleep" for task in slurm.tasks())
     slurm.revive(node)
     assert slurm.job(job).state == "RUNNING" and slurm.job(job).restarts == 0
 
@@ -234,10 +234,10 @@ def test_two_clusters_do_not_meet(slurm, folder, tmp_path):
     other = Cluster(folder)
     other.up()
     job = queue(other, tmp_path, SLEEP)
-    other.wait(job, "RUNNING")
+    assert wait_until(lambda: any(name_of(task) == "sleep" for task in other.tasks()), 10)
     assert job not in [j.id for j in slurm.jobs() if j.live]
     slurm.crash(slurm.nodes[0], noticed=True)
-    assert other.job(job).state == "RUNNING" and other.tasks()
+    assert other.job(job).state == "RUNNING" and any(name_of(task) == "sleep" for task in other.tasks())
     other.down()
     assert other.processes() == [] and slurm.is_up
     other.up()
@@ -247,6 +247,12 @@ def test_two_clusters_do_not_meet(slurm, folder, tmp_path):
 def test_a_path_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(UserError, match="choose another with --dir"):
         layout.Layout(tmp_path / ("x" * 60)).make()
+
+
+def test_root_does_not_go_without_munge(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    with pytest.raises(UserError, match="needs munge"):
+        layout.Settings.choose(accounting=False, auth="none")
 
 
 def test_without_slurm_tests_skip_and_ci_fails(monkeypatch):
