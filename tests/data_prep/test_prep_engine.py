@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import psutil
 import pytest
 
 from data_prep import claims
-from data_prep.commits import WORK, read_committed
+from data_prep.commits import WORK, read_committed, shard_files
 from data_prep.engine import allowed_failures, prepare
 from data_prep.finish import finish, verify
 from data_prep.plan import code_version, make_plan, read_plan
+from data_prep.shards import differences
 from data_prep.worker import InputChanged, Task, work_off
 from pipeline.errors import RunFailed, UserError
 from tests.data_prep.light_stage import LightStage, Steps, write_source
@@ -141,12 +143,17 @@ def make_plan_in(source: Path, folder: Path) -> str:
     return plan.identity
 
 
-@pytest.mark.parametrize("after", [False, True])
-def test_death_at_every_durable_step_of_a_worker(few, tmp_path, after):
-    """Before or after each fsync, rename and unlink of the first shards: the next attempt ends with the same bytes."""
+@pytest.mark.parametrize(("after", "older"), [(False, False), (True, False), (True, True)])
+def test_death_at_every_durable_step_of_a_worker(few, tmp_path, after, older):
+    """Before or after each fsync, rename and unlink of the first shards: what is committed is whole, and the next attempt ends
+    with the same bytes; also where shards of an older recipe lie there, to be replaced."""
     source, whole = few
-    for at in range(1, 16):
+    if older:
+        build(source, tmp_path / "older", dataclasses.replace(STAGE, rows=39))
+    for at in range(1, 14):
         folder = tmp_path / str(at)
+        if older:
+            shutil.copytree(tmp_path / "older", folder)
 
         def work(at=at, folder=folder):
             plan = make_plan_in(source, folder)
@@ -154,6 +161,9 @@ def test_death_at_every_durable_step_of_a_worker(few, tmp_path, after):
             work_off(Task(STAGE, source, folder, plan))
 
         assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
+        for path in folder.glob("*.tar"):
+            record = read_committed(folder, path.stem)
+            assert record is None or differences(*shard_files(folder, path.stem), record.written) == [], at
         build(source, folder)
         assert tree(folder) == whole, at
 
