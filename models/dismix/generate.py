@@ -74,13 +74,15 @@ def generate(module: TrainModule, args: argparse.Namespace, data_folder: Path, o
     queries = module.standardise(given.queries.to(device)).expand(len(given.windows), -1, -1, -1)
     latents = module.model.encode(module.standardise(given.windows.to(device)), queries)
     pitch, timbre = latents.pitch[:, pitch_order], latents.timbre[:, timbre_order]
-    notes = (latents.pitch_logits.argmax(-1).mode(0).values + module.pitch_low).tolist()
+    notes = (latents.pitch_logits[0].argmax(-1) + module.pitch_low).tolist()
     before = _render(module, given, latents.timbre, latents.pitch)
     after = _render(module, given, timbre, pitch)
     out.mkdir(parents=True, exist_ok=True)
 
     def title(timbre_of: int, pitch_of: int) -> str:
-        return f"{given.names[timbre_of]}, {note_name(notes[pitch_of])}"
+        # Over many windows there is no one note to name, but a melody.
+        melody = f"the notes of {given.names[pitch_of]}" if pitch_of != timbre_of else "its own notes"
+        return f"{given.names[timbre_of]}, {note_name(notes[pitch_of]) if len(given.windows) == 1 else melody}"
 
     old = [title(i, i) for i in range(sources)]
     new = [title(t, p) for t, p in zip(timbre_order, pitch_order, strict=True)]

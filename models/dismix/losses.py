@@ -1,6 +1,7 @@
 """The terms of Eq. (8), each a sum over dimensions and sources and a mean over the batch.
 
 Shapes: B mixtures, N sources, C mel bands, T frames, D latent width, P pitch classes, G groups, S samples a group.
+Sums over a thousand bins are taken in float32 whatever the model computes in.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from torch import Tensor
 
 def gaussian_error(target: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """-log N(target; mean, sigma^2 I) (B, ...) without its constant: the first term of Eq. (6), and Eq. (9)."""
-    return (target - mean).square().sum() / (2 * sigma**2 * len(target))
+    return (target.float() - mean.float()).square().sum() / (2 * sigma**2 * len(target))
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
     """D_KL(N(mean, variance) || N(0, I)) of the timbre latents (B, N, D), Eq. (6)'s last term."""
+    mean, log_variance = mean.float(), log_variance.float()
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / len(mean)
 
 
 def pitch_error(logits: Tensor, pitch_class: Tensor) -> Tensor:
     """Binary cross-entropy of logits (B, N, P), before binarisation, with one-hot classes (B, N) (Section 3.3)."""
-    target = F.one_hot(pitch_class, logits.shape[-1]).to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+    target = F.one_hot(pitch_class, logits.shape[-1]).float()
+    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(logits)
 
 
 def barlow_twins_diagonal(query: Tensor, timbre: Tensor) -> Tensor:

@@ -76,12 +76,13 @@ def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[P
             axis = axes[row][column]
             decibels = 20 / np.log(10) * (panel.log_mel.float().cpu().numpy() - loudest)
             seconds = panel.log_mel.shape[-1] * spec.hop / spec.sample_rate
-            extent = (0.0, 1000 * seconds, 0.0, float(len(decibels)))
+            long = seconds > 1
+            extent = (0.0, seconds if long else 1000 * seconds, 0.0, float(len(decibels)))
             image = axis.imshow(
                 decibels, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-DYNAMICS, vmax=0
             )
             axis.set_title(panel.title, fontsize=10)
-            _label_axes(axis, spec, first=column == 0, last=row == len(rows) - 1)
+            _label_axes(axis, spec, "s" if long else "ms", first=column == 0, last=row == len(rows) - 1)
             if column == 0:
                 axis.annotate(
                     label, (-0.42, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
@@ -137,8 +138,8 @@ def _canvas(rows: int, columns: int, width: float = 2.6, height: float = 2.2) ->
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _label_axes(axis: Any, spec: MelSpec, *, first: bool, last: bool) -> None:
-    """Mel bands as Hz on the left column, milliseconds on the bottom row."""
+def _label_axes(axis: Any, spec: MelSpec, unit: str, *, first: bool, last: bool) -> None:
+    """Mel bands as Hz on the left column, ``unit`` of time on the bottom row."""
     hertz = [100, 500, 1000, 2000, 4000]
     top = _slaney(spec.f_max) - _slaney(spec.f_min)
     bands = [(_slaney(h) - _slaney(spec.f_min)) / top * spec.bands for h in hertz]
@@ -147,7 +148,7 @@ def _label_axes(axis: Any, spec: MelSpec, *, first: bool, last: bool) -> None:
     if first:
         axis.set_ylabel("Hz", fontsize=8)
     if last:
-        axis.set_xlabel("ms", fontsize=8)
+        axis.set_xlabel(unit, fontsize=8)
 
 
 def _slaney(hertz: float) -> float:
