@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         """Canonical bytes, one line a shard."""
-        head = {k: v for k, v in asdict(self).items() if k != "shards"}
+        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shards"}
         lines = [json.dumps(_compact(shard), separators=(",", ":")) for shard in self.shards]
         text = (
             json.dumps({"format": FORMAT, **head}, sort_keys=True)[:-1]

@@ -97,8 +97,8 @@ def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -
     else:
         print(f"complete already: {len(plan.shards)} shards, every byte checked.", file=sys.stderr)
     if quarantined:
-        count = f"{len(quarantined)} of {plan.inputs} inputs"
-        print(f"{count} were quarantined, with the reasons in {folder / QUARANTINE}.", file=sys.stderr)
+        where = folder / QUARANTINE
+        print(f"{len(quarantined)} of {plan.inputs} inputs quarantined; the reasons are in {where}.", file=sys.stderr)
     print(folder)
 
 

@@ -84,7 +84,7 @@ def test_a_bad_input_then_status_verify_repair(corpus, tmp_path):
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == str(folder), "the last line on stdout is where the dataset lies"
     assert "complete already: 3 shards, every byte checked." in made.stderr
-    assert f"1 of 6 inputs were quarantined, with the reasons in {folder / 'quarantine.jsonl'}" in made.stderr
+    assert f"1 of 6 inputs quarantined; the reasons are in {folder / 'quarantine.jsonl'}." in made.stderr
     assert "is not a WAV file" in (folder / "quarantine.jsonl").read_text()
     suffixes = [".tar", ".npy", ".json"] * 3 + [".json", ".json", ".jsonl", ".md"]
     assert sorted(p.suffix for p in folder.iterdir()) == sorted(suffixes), "no temporary file remains"
