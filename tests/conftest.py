@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def command(*words: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: object, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run one of our commands as a user would type it, from the repository's root."""
     line = [sys.executable, *map(str, words)]
     environment = {**os.environ, **(env or {})}
@@ -24,6 +26,8 @@ def demo_data(tmp_path_factory) -> Path:
     made = command("data_prep/demo.py", "cocochorales", "--out", folder / "raw", "--tracks", 24, "--seed", 1)
     assert made.returncode == 0, made.stderr
     recipe = ("--recipe", "cocochorales_simple_demo")
-    prepared = command("data_prep/prepare.py", "cocochorales", "--source", folder / "raw", *recipe, "--out", folder / "shards")
+    prepared = command(
+        "data_prep/prepare.py", "cocochorales", "--source", folder / "raw", *recipe, "--out", folder / "shards"
+    )
     assert prepared.returncode == 0, prepared.stderr
     return folder / "shards"

@@ -16,7 +16,16 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     made = command("data_prep/demo.py", "cocochorales", "--out", folder / "raw", timeout=900)
     assert made.returncode == 0, made.stderr
-    words = ("--source", folder / "raw", "--recipe", "cocochorales_simple_demo", "--out", folder / "shards", "--workers", 2)
+    words = (
+        "--source",
+        folder / "raw",
+        "--recipe",
+        "cocochorales_simple_demo",
+        "--out",
+        folder / "shards",
+        "--workers",
+        2,
+    )
     prepared = command("data_prep/prepare.py", "cocochorales", *words, timeout=900)
     assert prepared.returncode == 0, prepared.stderr
     return folder / "shards"
