@@ -35,9 +35,9 @@ def main() -> int:
 
     system = registry.part(load_frozen(run.config_file).model.system, "generate")
     full = argparse.ArgumentParser(
-        prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__
-    )
-    full.add_argument("-h", "--help", action="help", help="show this help and end")
+        prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     system.add_arguments(full)
     args = full.parse_args()
 

@@ -213,9 +213,7 @@ class Trainer:
             / self.world.size
         )
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
-        for fault in loader.faults():  # each rank names what it met
-            self.run.record("data_fault", step=step, rank=self.world.rank, message=fault)
-            print(f"warning: {fault}", file=sys.stderr, flush=True)
+        self._tell_faults(step, loader.faults())
         if self.reporter:
             self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
         if not math.isfinite(values["train/loss"]):
@@ -223,6 +221,12 @@ class Trainer:
             if self.reporter:
                 self.reporter.failed(step, message)
             raise RunFailed(f"{self.run.name}: {message}.")
+
+    def _tell_faults(self, step: int, faults: list[str]) -> None:
+        """Each rank names the damaged samples that it met, in the run's history and to whoever looks."""
+        for fault in faults:
+            self.run.record("data_fault", step=step, rank=self.world.rank, message=fault)
+            print(f"warning: {fault}", file=sys.stderr, flush=True)
 
     def _validate(self, step: int) -> None:
         """Exact means over the validation split, each rank taking its part of it, with the averaged weights where there are any."""
@@ -232,7 +236,7 @@ class Trainer:
         count = 0
         self.module.eval()
         with torch.no_grad(), self._averaged_weights(), self.fabric.autocast():
-            for batch, size in self._validation_share():
+            for batch, size in self._validation_share(step):
                 self.watchdog.alive()
                 values = self.module.validation_step(to_device(batch, self.fabric.device), step)
                 for name, value in values.items():
@@ -244,12 +248,13 @@ class Trainer:
         if self.reporter:
             self.reporter.log_validation(step, {f"valid/{name}": value for name, value in means.items()})
 
-    def _validation_share(self) -> Iterator[tuple[Batch, int]]:
+    def _validation_share(self, step: int) -> Iterator[tuple[Batch, int]]:
         """This rank's batches and their weights. A rank without any takes rank 0's first with no weight, to know the names."""
-        empty = True
-        for batch in self._evaluation(self.world.rank):
+        empty, share = True, self._evaluation(self.world.rank)
+        for batch in share:
             empty = False
             yield batch, len(batch["position"])
+        self._tell_faults(step, share.faults())
         if empty:
             yield next(iter(self._evaluation(0))), 0
 
