@@ -166,8 +166,10 @@ class SimpleCase(Stage):
         }
 
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
+        from models.features import SIMPLE
+
         every = [summary for split in SPLITS for summary in summaries[split]]
-        hours = sum(s["samples"] for s in every) * _crop_seconds() / 3600
+        hours = sum(s["samples"] for s in every) * FRAMES * SIMPLE.hop / SAMPLE_RATE / 3600
         no_query, silent = (sum(s[what] for s in every) for what in ("no_query", "silent"))
         return "\n".join(
             [
