@@ -47,9 +47,7 @@ def step(title: str, *words: str | Path) -> str:
 
 def main() -> int:
     began = time.monotonic()
-    if not (RAW_DONE := ROOT / RAW / ".complete").exists():  # noqa: N806
-        step("a small corpus in the layout of CocoChorales", "data_prep/demo.py", "cocochorales", "--out", RAW)
-        RAW_DONE.touch()
+    step("a small corpus in the layout of CocoChorales", "data_prep/demo.py", "cocochorales", "--out", RAW)
     recipe = ("--recipe", "cocochorales_simple_demo")
     step("into shards", "data_prep/prepare.py", "cocochorales", "--source", RAW, *recipe, "--workers", "2")
     here = ("--cluster", "local", "--gpus", str(PROCESSES))
