@@ -15,7 +15,7 @@ from tests.conftest import command
 
 TINY = [
     "trainer.max_steps=12", "trainer.save_every=5", "trainer.validate_every=6", "trainer.log_every=1", "trainer.sample_every=null",
-    "trainer.ema=0.99", "model.simple.width=16", "model.simple.gru=8", "data.batch_size=16", "model.barlow_twins_group=8",
+    "trainer.ema=0.99", "model.kl=1.0", "model.simple.width=16", "model.simple.gru=8", "data.batch_size=16", "model.barlow_twins_group=8",
 ]  # fmt: skip
 
 
