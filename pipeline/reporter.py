@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.control import Stop, StopFlag
@@ -83,9 +83,11 @@ class Reporter:
         self._loss = metrics.get("train/loss")
         self._facts = "" if self._loss is None else f"loss {self._loss:.4g}"
 
-    def log_validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._journal.log(step, metrics)
-        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    def log_validation(self, step: int, means: Mapping[str, float], headline: Sequence[str]) -> None:
+        """Journal all means over the validation split; show those that ``headline`` names."""
+        self._journal.log(step, {f"valid/{name}": value for name, value in means.items()})
+        shown = "  ".join(f"{name.replace('_', ' ')} {means[name]:.4g}" for name in headline)
+        self.say(f"step {step}, validation: {shown}")
         self._restart_clock()
 
     def event(self, name: str, **facts: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class TrainModule(nn.Module):
         config: the run's frozen config.
         data: ``manifest["info"]`` of the shards the run reads: instrument names, latent statistics, and the like.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ("loss",)  # what of validation_step is shown to people; all of it is journalled
 
     def __init__(self, config: RunConfig, data: dict[str, Any]) -> None:
         super().__init__()

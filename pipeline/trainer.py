@@ -246,7 +246,7 @@ class Trainer:
         means = self._mean_over_ranks(totals, count)
         self.at.validation_loss = means["loss"]
         if self.reporter:
-            self.reporter.log_validation(step, {f"valid/{name}": value for name, value in means.items()})
+            self.reporter.log_validation(step, means, self.module.headline)
 
     def _validation_share(self, step: int) -> Iterator[tuple[Batch, int]]:
         """This rank's batches and their weights. A rank without any takes rank 0's first with no weight, to know the names."""

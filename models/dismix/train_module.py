@@ -24,6 +24,8 @@ from pipeline.train_module import TrainModule as BaseModule
 class TrainModule(BaseModule):
     """The simple case (Section 4). ``data`` names instruments and pitches, and says how mels are standardised."""
 
+    headline = ("loss", "transcription_accuracy")
+
     mean: Tensor
     std: Tensor
 
