@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.cluster import processes
@@ -80,9 +79,12 @@ def sweep() -> None:
     """Take down what a killed test session left running, and remove what a failed one kept."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = int(folder.name.removeprefix(PREFIX).partition("-")[0])
-        if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(owner):
-            Cluster(folder).down()
-            shutil.rmtree(folder)
+        try:
+            if folder.stat().st_uid == os.getuid() and not processes.exists(owner):
+                Cluster(folder).down()
+                shutil.rmtree(folder)
+        except FileNotFoundError:  # another session sweeps, too
+            continue
 
 
 def _session(request: pytest.FixtureRequest, *, accounting: bool) -> Iterator[Cluster]:

@@ -51,6 +51,14 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def exists(pid: int) -> bool:
+    """Whether a living process has this pid."""
+    try:
+        return alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
 def name_of(process: psutil.Process) -> str:
     """Its name, or the empty string where it is gone."""
     try:
