@@ -43,7 +43,8 @@ class TrainModule(nn.Module):
         data: ``manifest["info"]`` of the shards the run reads: instrument names, latent statistics, and the like.
     """
 
-    headline: ClassVar[tuple[str, ...]] = ("loss",)  # what of validation_step is shown to people; all of it is journalled
+    # What of ``validation_step`` is shown to people; all of it is journalled.
+    headline: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(self, config: RunConfig, data: dict[str, Any]) -> None:
         super().__init__()

@@ -36,8 +36,8 @@ class SlurmLab(Lab):
             *more,
         ]
 
-    def submit(self, cluster: Cluster, *more: str) -> str:
-        done = command(*self.words(*more), env=cluster.environment)
+    def submit(self, cluster: Cluster, *more: str, partition: str = "gpu") -> str:
+        done = command(*self.words(*more), env={**cluster.environment, "SBATCH_PARTITION": partition})
         assert done.returncode == 0, done.stderr
         return next(e["job_id"] for e in reversed(self.run.history()) if e["event"] == "queued")
 
@@ -140,11 +140,15 @@ def test_a_hung_rank_is_ended_and_the_job_comes_back(slurm, lab, undisturbed):
     check_finished(lab, undisturbed)
 
 
-def test_a_preempted_run_saves_and_comes_back(slurm, lab, undisturbed, tmp_path, monkeypatch):
-    job = lab.submit(slurm)
+def test_a_preempted_run_saves_and_comes_back(slurm, lab, undisturbed):
+    job = lab.submit(slurm, partition="low")
     lab.wait_training(slurm, job, 1)
-    slurm.run("scontrol", "requeue", job)  # what preemption does to it after its grace time
+    urgent = slurm.sbatch("--partition=high", "--nodes=3", "--exclusive", "--wrap", "sleep 3")
+    slurm.wait(urgent, "RUNNING", "COMPLETED", timeout=60)
+    lab.wait_training(slurm, job, 2)
     lab.wait_complete(slurm, job)
+    ends = [e["reason"] for e in lab.run.history() if e["event"] == "end"]
+    assert ends == ["terminated", "complete"], "it saved in its grace time"
     check_finished(lab, undisturbed)
 
 
