@@ -40,6 +40,12 @@ def reason_to_give_up(run: RunFolder, exit_code: int | None) -> str | None:
     return None
 
 
+def timed_out(job: str) -> bool:
+    """Whether SLURM is ending ``job`` because of its time limit."""
+    done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True)
+    return "Reason=TimeLimit" in done.stdout or "JobState=TIMEOUT" in done.stdout
+
+
 def requeue(run: RunFolder, why: str, exit_code: int | None = None) -> bool:
     """Put this job back into the queue; False where it must not come back, which the history then says."""
     job = os.environ["SLURM_JOB_ID"]

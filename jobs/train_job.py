@@ -39,12 +39,14 @@ class TrainJob:
 def come_back(run: RunFolder, reason: Stop) -> None:
     """After the collective save: one rank requeues, all wait to be ended by SLURM, so that the job never counts as completed.
 
-    SIGTERM comes with a preemption, which requeues by itself, or with a cancellation, which must not come back: there we only wait.
+    SIGTERM comes with a preemption, which requeues by itself, or with a cancellation, which must not come back: there we only wait. It
+    also comes with a time limit that gave no warning (shortened by hand, say): that one we requeue.
     Raises RunFailed where nobody ends us; the batch script then decides.
     """
-    from jobs.requeue import requeue
+    from jobs.requeue import requeue, timed_out
 
-    if reason is Stop.WARNED and os.environ["SLURM_PROCID"] == "0" and not requeue(run, reason.words):
+    ours = os.environ["SLURM_PROCID"] == "0" and (reason is Stop.WARNED or timed_out(os.environ["SLURM_JOB_ID"]))
+    if ours and not requeue(run, reason.words):
         raise RunFailed(f"{run.name} saved its state and is not requeued")
     time.sleep(WAIT_TO_BE_ENDED)
     raise RunFailed(f"{run.name} saved its state ({reason.words}) and nobody ended the job")

@@ -111,10 +111,6 @@ def power_cut(slurm: Cluster, job: str, lab: SlurmLab) -> None:
     slurm.crash(slurm.job(job).nodes[0], noticed=True)
 
 
-def time_limit(slurm: Cluster, job: str, lab: SlurmLab) -> None:
-    slurm.time_out(job, 40)
-
-
 WAYS = [kill_a_rank, kill_all_ranks, warn, warn_one_rank, requeue, power_cut]
 
 
@@ -150,6 +146,16 @@ def test_a_preempted_run_saves_and_comes_back(slurm, lab, undisturbed):
     ends = [e["reason"] for e in lab.run.history() if e["event"] == "end"]
     assert ends == ["terminated", "complete"], "it saved in its grace time"
     check_finished(lab, undisturbed)
+
+
+def test_a_time_limit_without_a_warning_saves_and_comes_back(slurm, lab):
+    job = lab.submit(slurm, "--set", "trainer.max_steps=100000")
+    lab.wait_training(slurm, job, 1)
+    slurm.time_out(job, 1)
+    lab.wait_training(slurm, job, 2)
+    (end,) = [e for e in lab.run.history() if e["event"] == "end"]
+    (second,) = [e for e in lab.run.history() if e["event"] == "attempt" and e["attempt"] == 2]
+    assert end["reason"] == "terminated" and second["after_step"] == end["step"]
 
 
 def test_launching_again_finds_the_queued_run_and_cancel_saves_it(slurm, lab):

@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from monitoring import mirror as mirror_module
 from monitoring.mirror import Mirror
 from monitoring.run_facts import PARAM_LENGTH
 from monitoring.store import open_store
+from pipeline.config import read_yaml
 from pipeline.files import append_line, read_json, write_json
 from tests.monitoring.conftest import Bench
 from tests.monitoring.run_factory import (
@@ -97,13 +99,17 @@ def test_parameters_are_the_configs_leaves_and_follow_its_changes(bench: Bench):
     bench.update()
     params = bench.run().data.params
     assert params["model.system"] == "dismix" and params["optimizer.schedule.name"] == "cosine"
-    assert float(params["optimizer.lr"]) == 2e-3 and params["model.simple.width"] == "128"
+    rate = read_yaml(run.config_file)["optimizer"]["lr"]
+    assert float(params["optimizer.lr"]) == rate and params["model.simple.width"] == "128"
     assert len(params["note"]) == PARAM_LENGTH and params["note"].endswith("(7000 characters)")
-    run.config_file.write_text(run.config_file.read_text().replace("2.0e-3", "1.0e-3").replace("note", "remark"))
-    run.record("changed", after_step=30, changes={"optimizer.lr": {"from": 2e-3, "to": 1e-3}})
+    tree = read_yaml(run.config_file)
+    tree["optimizer"]["lr"] = rate / 2
+    tree["remark"] = tree.pop("note")
+    run.config_file.write_text(yaml.safe_dump(tree))
+    run.record("changed", after_step=30, changes={"optimizer.lr": {"from": 0.002, "to": 0.001}})
     bench.update()
     params = bench.run().data.params
-    assert float(params["optimizer.lr"]) == 1e-3 and "note" not in params and "remark" in params
+    assert float(params["optimizer.lr"]) == rate / 2 and "note" not in params and "remark" in params
     assert bench.run().data.tags["changes"] == "after step 30: optimizer.lr 0.002 -> 0.001"
 
 
