@@ -12,8 +12,8 @@ from tests.cluster.cluster import Cluster
 from tests.conftest import command
 from tests.jobs.survival import SETTINGS, Lab, attempts
 
-STEPS = 200
-CHANGES = [f"trainer.max_steps={STEPS}", "trainer.save_every=10", "trainer.validate_every=100"]
+STEPS = 100
+CHANGES = [f"trainer.max_steps={STEPS}", "trainer.save_every=10", "trainer.validate_every=50"]
 PROFILE = ("--cluster", "practice")
 
 
