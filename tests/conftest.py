@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.fixtures import *  # noqa: F403  one practice cluster a session, whoever asks for it
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -1,3 +1,0 @@
-"""The clusters of `tests.cluster.fixtures`."""
-
-from tests.cluster.fixtures import *  # noqa: F403
