@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from pipeline.journal import read_journals
+from pipeline.runs import list_runs
 from tests.cluster.cluster import Cluster
 from tests.conftest import command
 from tests.jobs.survival import SETTINGS, Lab, attempts
@@ -181,12 +182,13 @@ def test_three_starts_without_progress_end_it_with_a_sentence(slurm, lab):
     assert "3 starts have not got beyond step 0" in gave_up["message"]
 
 
-def test_a_chain_runs_one_after_the_other_and_a_failed_link_cancels_what_waits(slurm, lab):
-    job = lab.submit(slurm, "--then", "dismix_demo")
-    waiting = [j for j in slurm.jobs() if j.state == "PENDING"]
-    assert waiting and "Dependency" in waiting[0].reason
-    slurm.run("scancel", job)
-    slurm.wait(waiting[0].id, "CANCELLED", timeout=60)
+def test_a_link_waits_for_the_one_before_and_is_cancelled_when_that_fails(slurm, lab):
+    done = command(*lab.words("--then", "dismix_demo"), env=slurm.environment)
+    assert done.returncode == 0, done.stderr
+    first, second = [e["job_id"] for r in list_runs(lab.runs) for e in r.history() if e["event"] == "queued"]
+    assert slurm.job(second).state == "PENDING" and f"after {first} succeeds" in done.stderr
+    slurm.run("scancel", first)
+    slurm.wait(second, "CANCELLED", timeout=60)
 
 
 @pytest.mark.parametrize(
