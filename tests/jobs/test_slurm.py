@@ -185,7 +185,8 @@ def test_three_starts_without_progress_end_it_with_a_sentence(slurm, lab):
 def test_a_link_waits_for_the_one_before_and_is_cancelled_when_that_fails(slurm, lab):
     done = command(*lab.words("--then", "dismix_demo"), env=slurm.environment)
     assert done.returncode == 0, done.stderr
-    first, second = [e["job_id"] for r in list_runs(lab.runs) for e in r.history() if e["event"] == "queued"]
+    queued = [e for r in list_runs(lab.runs) for e in r.history() if e["event"] == "queued"]
+    ((first, second),) = [(e["after_job"], e["job_id"]) for e in queued if e["after_job"]]
     assert slurm.job(second).state == "PENDING" and f"after {first} succeeds" in done.stderr
     slurm.run("scancel", first)
     slurm.wait(second, "CANCELLED", timeout=60)
