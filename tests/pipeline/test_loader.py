@@ -262,11 +262,14 @@ def test_pinned_batches_are_the_same(manifest, monkeypatch, workers):
     assert sorted(torch.cat(whole).tolist()) == list(range(COUNT))
 
 
+@pytest.fixture
 def children():
-    return psutil.Process().children(recursive=True)
+    """What this process has started since the test began; other tests' daemons may be there before."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
 
 
-def test_a_dead_worker_is_one_clear_error(manifest):
+def test_a_dead_worker_is_one_clear_error(manifest, children):
     with Loader(manifest, "train", batch_size=16, workers=2) as loader:
         stream = iter(loader)
         next(stream)
@@ -282,7 +285,7 @@ def test_a_dead_worker_is_one_clear_error(manifest):
     assert not children()
 
 
-def test_the_trainers_signals_do_not_reach_the_workers(manifest):
+def test_the_trainers_signals_do_not_reach_the_workers(manifest, children):
     with Loader(manifest, "train", batch_size=16, workers=2, seed=5) as loader:
         stream = iter(loader)
         found = [next(stream)]
@@ -294,7 +297,7 @@ def test_the_trainers_signals_do_not_reach_the_workers(manifest):
     assert not children()
 
 
-def test_several_loaders_at_once_and_closed_in_any_order(manifest):
+def test_several_loaders_at_once_and_closed_in_any_order(manifest, children):
     loaders = [Loader(manifest, "train", batch_size=16, workers=2, seed=5) for _ in range(3)]
     streams = [iter(loader) for loader in loaders]
     assert len({tuple(next(stream)["id"].tolist()) for stream in streams}) == 1
