@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from data_prep.shards import ShardWriter, commit
+from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, RunConfig, parse_config
 from pipeline.control import StopFlag
 from pipeline.distributed import make_fabric
@@ -120,7 +121,7 @@ def timed(module_class: type[TrainModule], manifest: Manifest, steps: int, kind:
         config, world = config_of(steps), World()
         module = module_class(config, {})
         fabric = make_fabric(config.trainer, world)
-        trainer = kind(run, config, module, manifest, fabric, world, run.claim_attempt(), StopFlag())
+        trainer = kind(run, config, module, manifest, fabric, world, Attempt(run.claim_attempt(), StopFlag()))
         began = time.perf_counter()
         trainer.fit()
         return time.perf_counter() - began

@@ -30,6 +30,8 @@ class Cluster(Section):
     gpu_type: str | None = None
     cpus_per_gpu: int = Field(8, gt=0)
     mem_per_gpu: str | None = None
+    gpu_memory_gib: float | None = Field(None, gt=0)
+    interface: str | None = None
     exclusive: bool = False
     signal_seconds: int = Field(120, gt=0)
     environment: dict[EnvironmentName, str] = Field(default_factory=dict)

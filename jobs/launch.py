@@ -7,19 +7,12 @@ never imports torch: on a login node every answer and every error comes in well 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.clusters import choose_cluster, load_cluster
-from jobs.planning import Plan, Where, plan_named, plan_resume, prepare_folder, say
-from jobs.preflight import problems
-from jobs.slurm_state import living_job
+from jobs.configs import data_root, load_named
+from jobs.planning import Plan, Where, plan_named, plan_resume, say
+from jobs.start import Link, launch
 from pipeline.errors import UserError, run_command
-from pipeline.runs import RunFolder
-
-INTERRUPTED = 130  # the shell's own exit code for Ctrl-C
-ATTACHED_SECONDS = 2.0  # between two looks at a run that runs elsewhere
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -59,17 +52,31 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="queue NAME after this one succeeds (may be repeated)",
     )
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,...",
+        help="one run for each value (repeated: for each combination), on SLURM as one array",
+    )
     parser.add_argument("--new", action="store_true", help="make a sibling of a run that exists already")
     parser.add_argument("--dry-run", action="store_true", help="print what would be queued and make nothing")
+    parser.add_argument(
+        "--describe", action="store_true", help="print shapes, parameters, memory and arithmetic, and make nothing"
+    )
     parser.add_argument("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
     parser.add_argument(
-        "--no-preflight", action="store_true", help="do not check the data, the space and the permissions first"
+        "--no-preflight", action="store_true", help="do not read from the data, measure the model, or ask sbatch first"
     )
     args = parser.parse_args(words)
     if (args.name is None) == (args.resume is None):
         raise UserError(
             "say what to launch: a config's name (python jobs/launch.py dismix_demo), or --resume RUN, one of the two."
         )
+    if args.grid and (args.name is None or args.then or args.new or args.wait):
+        raise UserError("--grid goes with a config's name, and not with --then, --new or --wait.")
+    if args.describe and args.name is None:
+        raise UserError("--describe goes with a config's name: python jobs/launch.py dismix_demo --describe.")
     if args.checkpoint is not None and args.resume is None:
         raise UserError("--checkpoint goes with --resume RUN: it says to which step that run goes back.")
     for flag in ("nodes", "gpus"):
@@ -80,22 +87,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@dataclass(frozen=True)
-class Link:
-    """What became of one run of a chain. ``job``: its SLURM job while it is queued or running, for the next to wait for."""
-
-    run: RunFolder
-    code: int
-    job: str | None = None
-
-
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
+    if args.describe:
+        return describe(args)
     cluster_name, why = choose_cluster(args.cluster, dry_run=args.dry_run)
     where = Where(cluster_name, load_cluster(cluster_name), args.nodes, args.gpus, args.data, args.runs)
     say(f"cluster: {cluster_name} ({why})")
     if where.cluster.scheduler == "local" and args.nodes > 1:
         raise UserError(f"--nodes {args.nodes} needs SLURM; on this machine there is one node: leave --nodes out.")
+    if args.grid:
+        from jobs.grid import launch_grid
+
+        return launch_grid(args, where)
     link = None
     for name in (args.name, *args.then):
         plan = plan_link(args, name, where, link)
@@ -107,6 +111,16 @@ def main(words: list[str] | None = None) -> int:
     return link.code
 
 
+def describe(args: argparse.Namespace) -> int:
+    """What the config builds, for the data where it is prepared, else for what its recipe gives. The only path that imports torch."""
+    from jobs.describe import show
+
+    config = load_named(args.name, args.overrides)
+    folder = data_root(args.data) / config.data.folder_name
+    show(config, folder if (folder / "manifest.json").is_file() else None)
+    return 0
+
+
 def plan_link(args: argparse.Namespace, name: str | None, where: Where, before: Link | None) -> Plan:
     """``--set`` speaks of the first run of a chain; the others are what their configs say."""
     if name is None:
@@ -114,103 +128,6 @@ def plan_link(args: argparse.Namespace, name: str | None, where: Where, before: 
     overrides = args.overrides if before is None else []
     previous = before.run if before else None
     return plan_named(name, overrides, where, previous=previous, new=args.new, dry=args.dry_run)
-
-
-def launch(plan: Plan, args: argparse.Namespace, wait_for: str | None) -> Link:
-    """Check, then queue or train one run, unless there is nothing to do. ``wait_for``: the job that must succeed before."""
-    found = [] if args.no_preflight else problems(plan.config, plan.world_size, plan.run.path.parent.parent)
-    if found:
-        raise UserError("\n".join(found))
-    if args.dry_run:
-        return dry_run(plan, args, wait_for)
-    there = already_there(plan, args)
-    if there is not None:
-        return there
-    prepare_folder(plan, args.checkpoint)
-    return queue(plan, args, wait_for) if plan.where.cluster.scheduler == "slurm" else train_here(plan)
-
-
-def dry_run(plan: Plan, args: argparse.Namespace, wait_for: str | None) -> Link:
-    if plan.where.cluster.scheduler == "local":
-        print(f"# would run here, {plan.world_size} process(es), in {plan.run.path}")
-        return Link(plan.run, 0)
-    from jobs.slurm import Request, script
-
-    request = Request(plan.where.nodes, plan.where.width, args.time, wait_for)
-    print(script(plan.run, plan.where.cluster, request))
-    return Link(plan.run, 0, "JOB_BEFORE")
-
-
-def already_there(plan: Plan, args: argparse.Namespace) -> Link | None:
-    """Where there is nothing to start: the run is complete, or is queued or being written to now."""
-    run = plan.run
-    if not run.history_file.exists():
-        return None
-    deadline = time.monotonic() + 3  # ranks that lost their launcher need a moment to notice
-    while (writer := run.writer()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    queued = living_job(run)
-    if writer or queued:
-        at = run.heartbeat() or {}
-        if queued:
-            say(f"{run.name} is queued as job {queued[0]}: {queued[1]}.")
-        if writer:
-            place = f"on {writer['host']} (process {writer['pid']})"
-            say(f"{run.name} is running {place}, step {at.get('step', '?')}/{at.get('total', '?')}.")
-        if not args.wait:
-            say("--wait stays until it ends.")
-        return Link(run, attach(run) if args.wait else 0, queued[0] if queued else None)
-    end = run.last_end()
-    if end is None or end["reason"] != "complete" or args.checkpoint is not None:
-        return None
-    if end["step"] < plan.config.trainer.max_steps:
-        return None
-    say(f"{run.name} is complete at step {end['step']}.")
-    say(
-        f"next: python jobs/evaluate.py {run.name}, or go on with --set trainer.max_steps=..., or --new for another run."
-    )
-    return Link(run, 0)
-
-
-def attach(run: RunFolder) -> int:
-    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then."""
-    told = ""
-    while (queued := living_job(run)) or run.writer():
-        at = run.heartbeat() or {}
-        state = f"job {queued[0]} {queued[1]}" if queued else "running"
-        line = f"{run.name}: {state}, step {at.get('step', '?')}/{at.get('total', '?')}"
-        if line != told:
-            say(line)
-        told = line
-        time.sleep(ATTACHED_SECONDS)
-    end = run.last_end()
-    return 0 if end and end["reason"] == "complete" else 1
-
-
-def queue(plan: Plan, args: argparse.Namespace, wait_for: str | None) -> Link:
-    from jobs.slurm import Request, submit
-
-    run, where = plan.run, plan.where
-    job = submit(run, where.cluster_name, where.cluster, Request(where.nodes, where.width, args.time, wait_for))
-    run.record("queued", job_id=job, cluster=where.cluster_name, after_job=wait_for)
-    say(
-        f"{run.name} queued as job {job}{f', after {wait_for} succeeds' if wait_for else ''}; logs: {run.logs}/{job}_0_log.*"
-    )
-    return Link(run, attach(run) if args.wait else 0, job)
-
-
-def train_here(plan: Plan) -> Link:
-    from jobs.local import run_local
-
-    run = plan.run
-    kind = "GPU" if any(Path("/dev").glob("nvidia[0-9]*")) else "CPU (gloo)"
-    say(f"{run.name}: {plan.world_size} {kind} process(es) on this machine, in {run.path}")
-    end = run_local(run, plan.world_size)
-    if end["reason"] == "complete":
-        say(f"{run.name} is complete at step {end['step']}. next: python jobs/evaluate.py {run.name}")
-        return Link(run, 0)
-    say(f"{run.name} stopped at step {end['step']} ({end['reason']}); the same command goes on from there.")
-    return Link(run, INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from pipeline.distributed import device_kind
 from pipeline.errors import RunFailed
@@ -26,13 +26,13 @@ PORTS = range(20000, 32768)
 JOIN_SECONDS = 300.0
 
 
-def candidate_ports(key: str, count: int = 64) -> list[int]:
-    """Ports to try, in order: a pure function of the attempt's key (job id, restart count)."""
-    return random.Random(key).sample(PORTS, count)
+def candidate_ports(key: str) -> list[int]:
+    """All ports, in the order in which to try them: a pure function of the attempt's key (job id, restart count)."""
+    return random.Random(key).sample(PORTS, len(PORTS))
 
 
-def join(run: RunFolder, world: World, key: str, address: str) -> None:
-    """Make the default process group of this attempt.
+def join(run: RunFolder, world: World, key: str, address: str) -> Store | None:
+    """Make the default process group of this attempt; returns the store behind it, None where the world is one process.
 
     Args:
         key: equal on all ranks of an attempt, different for every attempt.
@@ -41,18 +41,17 @@ def join(run: RunFolder, world: World, key: str, address: str) -> None:
     Raises RunFailed where no port can be bound or rank 0 is not found in time.
     """
     if world.size == 1:
-        return
+        return None
     path = run.path / "rendezvous" / f"{key}.json"
     path.parent.mkdir(exist_ok=True)
     timeout = timedelta(seconds=JOIN_SECONDS)
-    store = _serve(path, key, address) if world.rank == 0 else _find(path)
+    store = PrefixStore("slurmphony", _serve(path, key, address) if world.rank == 0 else _find(path))
     backend = "cpu:gloo,cuda:nccl" if device_kind() == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=PrefixStore("slurmphony", store), rank=world.rank, world_size=world.size, timeout=timeout
-    )
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     dist.barrier()
     if world.rank == 0:
         path.unlink(missing_ok=True)
+    return store
 
 
 def _serve(path: Path, key: str, address: str) -> TCPStore:
@@ -68,7 +67,7 @@ def _serve(path: Path, key: str, address: str) -> TCPStore:
         write_json(path, {"address": address, "port": port, "token": token})
         return store
     raise RunFailed(
-        f"no free port among {len(candidate_ports(key))} candidates on {address}; look at what listens there (ss -ltn)"
+        f"no free port from {PORTS.start} to {PORTS.stop - 1} on {address}; look at what listens there (ss -ltn)"
     )
 
 

@@ -1,6 +1,6 @@
 """Whether a job that ended before its run was complete comes back, and how: ``scontrol requeue``, or a sentence why not.
 
-Called by rank 0 when SLURM has warned of the time limit, and by the batch script when ``srun`` failed: a rank was killed, a node broke
+Called by rank 0 when the ranks have saved and stopped, and by the batch script when ``srun`` failed: a rank was killed, a node broke
 off, a process hung and was ended. It needs neither accounting nor any state but the run folder.
 """
 
@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jobs.nodes import to_exclude
+from jobs.slurm_state import job_facts, own_job
 from pipeline.errors import EXIT_USER_ERROR, run_command
 from pipeline.runs import RunFolder
 
@@ -40,28 +42,53 @@ def reason_to_give_up(run: RunFolder, exit_code: int | None) -> str | None:
     return None
 
 
-def timed_out(job: str) -> bool:
-    """Whether SLURM is ending ``job`` because of its time limit."""
-    done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True)
-    return "Reason=TimeLimit" in done.stdout or "JobState=TIMEOUT" in done.stdout
+def must_come_back(facts: dict[str, str]) -> bool:
+    """Whether a job that got SIGTERM and has saved comes back only if we ask for it.
+
+    SIGTERM means one of: the time limit came without a warning, or the job is preempted and would hold its nodes for the whole grace
+    time only to be requeued at its end (both: yes); it was requeued by somebody already, or cancelled (both: no, it is not RUNNING then).
+    """
+    timed_out = facts.get("Reason") == "TimeLimit" or facts.get("JobState") == "TIMEOUT"
+    preempted = facts.get("JobState") == "RUNNING" and facts.get("PreemptTime", "None") != "None"
+    return timed_out or preempted
 
 
 def requeue(run: RunFolder, why: str, exit_code: int | None = None) -> bool:
     """Put this job back into the queue; False where it must not come back, which the history then says."""
-    job = os.environ["SLURM_JOB_ID"]
+    job = own_job()
+    assert job is not None
+    facts = job_facts(job)
+    starts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if (
+        int(facts.get("Restarts", starts)) > starts
+    ):  # a node that SLURM gave up wakes, and its job runs elsewhere by now
+        print(f"{run.name}: job {job} has been started again meanwhile.", file=sys.stderr, flush=True)
+        return False
+    if exit_code is not None and facts.get("JobState", "RUNNING") != "RUNNING":  # cancelled, or on its way back already
+        print(f"{run.name}: job {job} is {facts['JobState']}; it is left to SLURM.", file=sys.stderr, flush=True)
+        return False
     refusal = reason_to_give_up(run, exit_code)
     if refusal:
-        run.record("gave_up", job_id=job, message=refusal)
+        if run.history()[-1]["event"] != "gave_up":
+            run.record("gave_up", job_id=job, message=refusal)
         print(f"{run.name} is not requeued: {refusal}.", file=sys.stderr, flush=True)
         return False
-    run.record("requeued", job_id=job, after_step=(run.steps() or [0])[-1], why=why)
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode:
-        message = f"scontrol requeue {job} failed: {done.stderr.strip()}"
-        run.record("requeue_failed", job_id=job, message=message)
-        print(f"{message}; launch the run again by hand.", file=sys.stderr, flush=True)
+    out = to_exclude(run.path.parent.parent, facts.get("Partition"), int(facts.get("NumNodes", "1").split("-")[0]))
+    run.record("requeued", job_id=job, after_step=(run.steps() or [0])[-1], why=why, excluded_nodes=out)
+    if not _scontrol(run, job, "requeue", job):
         return False
+    if out:  # SLURM takes this for a job that waits, and from here on it does
+        _scontrol(run, job, "update", f"JobId={job}", f"ExcNodeList={','.join(out)}")
     return True
+
+
+def _scontrol(run: RunFolder, job: str, *words: str) -> bool:
+    done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
+    if done.returncode:
+        message = f"scontrol {' '.join(words)} failed: {done.stderr.strip()}"
+        run.record("requeue_failed", job_id=job, message=message)
+        print(f"{message}; look at the job with scontrol show job {job}.", file=sys.stderr, flush=True)
+    return done.returncode == 0
 
 
 def main() -> int:

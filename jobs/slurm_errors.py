@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 
@@ -47,7 +48,10 @@ def explain(stderr: str, name: str, cluster: Cluster, nodes: int, gpus: int, tim
         return f"there is no partition '{cluster.partition}' (partition in {profile}); there are: {listed}."
     if "account" in text:
         mine = ", ".join(accounts()) or "sacctmgr names none for you"
-        return f"the account {cluster.account!r} (account in {profile}) may not be charged here; yours: {mine}."
+        charged = os.environ.get("SBATCH_ACCOUNT") or cluster.account
+        return (
+            f"the account {charged!r} (account in {profile}, or SBATCH_ACCOUNT) may not be charged here; yours: {mine}."
+        )
     if "qos" in text:
         return f"the qos {cluster.qos!r} (qos in {profile}) is not known or not yours; `sacctmgr show qos format=name` lists them."
     if "time limit" in text:

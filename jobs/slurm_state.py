@@ -1,10 +1,12 @@
-"""Where a queued run stands, asked of squeue alone: accounting may be off."""
+"""Where jobs and nodes stand, asked of squeue and scontrol alone: accounting may be off."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from datetime import datetime
 
 from pipeline.runs import RunFolder
 
@@ -20,6 +22,7 @@ LIVING = {
     "STAGE_OUT",
     "COMPLETING",
 }
+BROKEN = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|\*")  # states of a node that has left
 
 
 def last_job(run: RunFolder) -> str | None:
@@ -33,12 +36,64 @@ def living_job(run: RunFolder) -> tuple[str, str] | None:
     The job that asks does not count: a chained job may look at its own run.
     """
     job = last_job(run)
-    if job is None or job == os.environ.get("SLURM_JOB_ID") or shutil.which("squeue") is None:
+    if job is None or job == own_job() or shutil.which("squeue") is None:
         return None
-    done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T|%r"], capture_output=True, text=True)
+    done = _ask("squeue", "-h", "-j", job, "-o", "%T|%r")
     if done.returncode or not done.stdout.strip():  # an id that SLURM has forgotten is an error there
         return None
     state, _, reason = done.stdout.splitlines()[0].partition("|")
     if state not in LIVING:
         return None
     return job, f"{state} ({reason})" if reason not in ("None", "") else state
+
+
+def own_job() -> str | None:
+    """The id of the job this process is in; an array's task is named as squeue names it."""
+    env = os.environ
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
+def job_facts(job: str) -> dict[str, str]:
+    """What ``scontrol show job`` says, by field; empty where the job is not known or nobody answers."""
+    done = _ask("scontrol", "-o", "show", "job", job)
+    return dict(re.findall(r"([\w:/]+)=(\S*)", done.stdout)) if done.returncode == 0 else {}
+
+
+def end_of(facts: dict[str, str]) -> float | None:
+    """When a running job's time is over, in seconds since the epoch; None where it has no limit."""
+    try:
+        return datetime.fromisoformat(facts["EndTime"]).timestamp()
+    except (KeyError, ValueError):  # "Unknown": no limit
+        return None
+
+
+def host_names(nodes: str) -> tuple[str, ...]:
+    """``n[01-03]`` as names."""
+    done = _ask("scontrol", "show", "hostnames", nodes)
+    return tuple(done.stdout.split()) if done.returncode == 0 else ()
+
+
+def broken_nodes(names: tuple[str, ...]) -> dict[str, str]:
+    """Of these nodes the ones that have gone down or do not answer, with their state."""
+    if not names:
+        return {}
+    done = _ask("scontrol", "-o", "show", "node", ",".join(names))
+    found = re.findall(r"NodeName=(\S+).*? State=(\S+)", done.stdout)
+    return {name: state for name, state in found if BROKEN.search(state)}
+
+
+def usable_nodes(partition: str | None) -> set[str]:
+    """Names of the nodes of a partition (None: of all) that may get jobs."""
+    done = _ask("sinfo", "-h", "-N", "-o", "%N %T", *(("-p", partition) if partition else ()))
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return {name for name, state in rows if not BROKEN.search(state.upper()) and "drain" not in state}
+
+
+def _ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands; where it is missing or hangs, that is a failed answer."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 1, "", str(error))

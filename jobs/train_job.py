@@ -12,13 +12,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
+from pipeline.deadline import Deadline
 from pipeline.errors import RunFailed, run_command
 from pipeline.runs import RunFolder
+from pipeline.startup import StartUp
 from pipeline.world import World
-
-WAIT_TO_BE_ENDED = 120.0  # seconds; SLURM ends a requeued or preempted job within its KillWait or grace time
 
 
 @dataclass(frozen=True)
@@ -28,37 +30,53 @@ class TrainJob:
     path: str
 
     def __call__(self) -> str:
+        startup = StartUp()
+        startup.mark("interpreter")
         run = RunFolder(Path(self.path))
         with StopFlag().installed() as stop:
-            reason = run_attempt(run, stop)
-            if "SLURM_JOB_ID" in os.environ and reason in (Stop.WARNED, Stop.TERMINATED):
-                come_back(run, reason)
+            place = where_am_i()
+            reason = run_attempt(run, place, stop, startup)
+            if place.slurm and reason is not Stop.NO:
+                raise RunFailed(f"{run.name} has stopped before its end: {reason.words}")
             return reason.name
 
 
-def come_back(run: RunFolder, reason: Stop) -> None:
-    """After the collective save: one rank requeues, all wait to be ended by SLURM, so that the job never counts as completed.
+def run_attempt(run: RunFolder, place: Place, stop: StopFlag, startup: StartUp) -> Stop:
+    """One attempt on this rank: rendezvous, gate, restore, train. Heavy imports happen here, after the handlers are in place.
 
-    SIGTERM comes with a preemption, which requeues by itself, or with a cancellation, which must not come back: there we only wait. It
-    also comes with a time limit that gave no warning (shortened by hand, say): that one we requeue.
-    Raises RunFailed where nobody ends us; the batch script then decides.
+    Returns why it ended: ``Stop.NO`` where the run is complete or this job is back in the queue.
     """
-    from jobs.requeue import requeue, timed_out
-
-    ours = os.environ["SLURM_PROCID"] == "0" and (reason is Stop.WARNED or timed_out(os.environ["SLURM_JOB_ID"]))
-    if ours and not requeue(run, reason.words):
-        raise RunFailed(f"{run.name} saved its state and is not requeued")
-    time.sleep(WAIT_TO_BE_ENDED)
-    raise RunFailed(f"{run.name} saved its state ({reason.words}) and nobody ended the job")
-
-
-def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:
-    """One attempt on this rank: lease, rendezvous, restore, train. Heavy imports happen here, after the handlers are in place."""
-    world, key, address = where_am_i()
     import torch
     import torch.distributed as dist
 
     from jobs import rendezvous
+    from pipeline import trainer  # noqa: F401  imported here, so that what comes after is our own time
+
+    startup.mark("imports")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    nodes, end = surroundings(run, place)
+    number = run.claim_attempt() if place.world.rank == 0 else None
+    try:
+        store = rendezvous.join(run, place.world, place.key, place.address)
+        startup.mark("rendezvous")
+        if place.slurm:
+            pass_gate(run, place, store, nodes)
+            startup.mark("gate")
+        took = run.last_took() if place.world.rank == 0 else {}
+        attempt = Attempt(number, stop, Deadline(end, **took), startup, nodes)
+        reason = train(run, place.world, attempt)
+        if place.slurm and reason in (Stop.WARNED, Stop.TERMINATED):
+            reason = come_back(run, place.world, reason)
+        return reason
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
+    """Build what the config names and train it."""
+    import torch
+
     from jobs.configs import load_frozen
     from models import registry
     from pipeline import checkpoint, rng
@@ -67,29 +85,84 @@ def run_attempt(run: RunFolder, stop: StopFlag) -> Stop:
     from pipeline.shards import read_manifest
     from pipeline.trainer import Trainer
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    attempt = run.claim_attempt() if world.rank == 0 else None
-    rendezvous.join(run, world, key, address)
+    config = load_frozen(run.config_file)
+    manifest = read_manifest(Path(read_json(run.launch_file)["data"]))
+    fabric = make_fabric(config.trainer, world)
+    torch.manual_seed(rng.key(config.seed, "initial weights"))
+    module = registry.part(config.model.system, "train_module").TrainModule(config, manifest.info)
+    if config.init_from and not checkpoint.steps(run.checkpoints):
+        checkpoint.load_weights(module, run.path.parent.parent / config.init_from)
+    attempt.startup.mark("model")
+    return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
+
+
+def surroundings(run: RunFolder, place: Place) -> tuple[tuple[str, ...], float | None]:
+    """(the job's nodes by name, when its time ends), asked of SLURM by rank 0, which also notes the nodes that were lost before."""
+    if not place.slurm or place.world.rank != 0:
+        return (), None
+    from jobs.nodes import note_lost
+    from jobs.slurm_state import end_of, host_names, job_facts
+
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        note_lost(run)
+    return host_names(os.environ["SLURM_JOB_NODELIST"]), end_of(job_facts(os.environ["SLURM_JOB_ID"]))
+
+
+def pass_gate(run: RunFolder, place: Place, store: Any, nodes: tuple[str, ...]) -> None:
+    """Let sound nodes pass; the others get on the exclude list, and the failed job comes back without them."""
+    from jobs.gate import BadNode, gate
+    from jobs.nodes import exclude
+
+    world = place.world
+    names = {rank: nodes[rank // world.local_size] for rank in range(world.size)} if len(nodes) == world.nodes else {}
     try:
-        config = load_frozen(run.config_file)
-        manifest = read_manifest(Path(read_json(run.launch_file)["data"]))
-        fabric = make_fabric(config.trainer, world)
-        torch.manual_seed(rng.key(config.seed, "initial weights"))
-        module = registry.part(config.model.system, "train_module").TrainModule(config, manifest.info)
-        if config.init_from and not checkpoint.steps(run.checkpoints):
-            checkpoint.load_weights(module, run.path.parent.parent / config.init_from)
-        return Trainer(run, config, module, manifest, fabric, world, attempt, stop).fit()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        figures = gate(world, store, place.key, place.address, names)
+    except BadNode as bad:
+        if world.rank == 0:
+            for node, why in bad.nodes.items():
+                exclude(run.path.parent.parent, node, why, run)
+                run.record("node_excluded", node=node, why=why)
+        raise
+    if world.rank == 0:
+        spoken = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "TORCH_NCCL_", "GLOO_"))}
+        print(f"network: {spoken}", file=sys.stderr)
+        print(f"gate: {world.size} process(es) on {world.nodes} node(s) passed: {figures}", file=sys.stderr, flush=True)
 
 
-def where_am_i() -> tuple[World, str, str]:
-    """(World, key of this attempt, address of this host) from the launcher's or SLURM's environment."""
+def come_back(run: RunFolder, world: World, reason: Stop) -> Stop:
+    """After the collective save: rank 0 sends the job back into the queue, and all leave together.
+
+    Nobody leaves before it is back, or it would count as completed. Returns ``Stop.NO`` where it is back, else ``reason``: then the
+    batch script gives the last word, and a job that was cancelled stays so.
+    """
+    import torch.distributed as dist
+
+    from jobs.requeue import must_come_back, requeue
+    from jobs.slurm_state import job_facts
+
+    if world.rank == 0 and (reason is Stop.WARNED or must_come_back(job_facts(os.environ["SLURM_JOB_ID"]))):
+        reason = Stop.NO if requeue(run, reason.words) else reason
+    if world.size > 1:
+        dist.barrier()
+    return reason if world.rank == 0 else Stop.NO
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among its peers. ``key``: of this attempt, the same on all ranks. ``address``: of this host, for the other ranks."""
+
+    world: World
+    key: str
+    address: str = "127.0.0.1"
+    slurm: bool = False
+
+
+def where_am_i() -> Place:
+    """From the launcher's or SLURM's environment."""
     env = os.environ
     if "SLURMPHONY_LAUNCH" in env:
         size = int(env["WORLD_SIZE"])
-        return World(int(env["RANK"]), size, int(env["RANK"]), size, 0), env["SLURMPHONY_LAUNCH"], "127.0.0.1"
+        return Place(World(int(env["RANK"]), size, int(env["RANK"]), size, 0), env["SLURMPHONY_LAUNCH"])
     if "SLURM_PROCID" in env:
         size = int(env["SLURM_NTASKS"])
         world = World(
@@ -100,8 +173,8 @@ def where_am_i() -> tuple[World, str, str]:
             int(env["SLURM_NODEID"]),
         )
         key = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
-        return world, key, env.get("SLURMD_NODENAME") or socket.gethostname()
-    return World(), "alone", "127.0.0.1"
+        return Place(world, key, env.get("SLURMD_NODENAME") or socket.gethostname(), slurm=True)
+    return Place(World(), "alone")
 
 
 def die_with(parent: int) -> None:

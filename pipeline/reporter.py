@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.control import Stop, StopFlag
+from pipeline.attempt import Attempt
+from pipeline.control import Stop
 from pipeline.journal import Journal
 from pipeline.progress import StepProgress
 from pipeline.runs import RunFolder
@@ -21,8 +22,13 @@ HEARTBEAT_SECONDS = 2.0
 
 
 class Reporter:
-    def __init__(self, run: RunFolder, attempt: int, world: World, stop: StopFlag) -> None:
-        self._run, self._attempt, self._world, self._stop = run, attempt, world, stop
+    def __init__(self, run: RunFolder, attempt: Attempt, world: World) -> None:
+        assert attempt.number is not None
+        self._run, self._attempt, self._world = run, attempt.number, world
+        self._stop, self._deadline, self._startup, self._nodes = (
+            attempt.stop, attempt.deadline, attempt.startup, attempt.nodes,
+        )  # fmt: skip
+        self._last_step = 0.0
         self._facts = ""
         self._loss: float | None = None
         self._waited = 0.0
@@ -43,19 +49,27 @@ class Reporter:
             world_size=self._world.size,
             nodes=self._world.nodes,
             job_id=os.environ.get("SLURM_JOB_ID"),
+            node_names=list(self._nodes),
             data=data_identity,
         )
         self._journal = Journal(self._run.journal_file(self._attempt), self._attempt, step)
         self._progress = StepProgress(self._run.path.parent.name, total, step)
         if step:
             self.say(f"resuming after step {step} (attempt {self._attempt})")
-        self._since = time.perf_counter()
+        self._startup.mark("ready")
+        self._since = self._last_step = time.perf_counter()
         self._beat(step, "training")
 
     def step_done(self, step: int, waited: float) -> None:
         self._steps += 1
         self._waited += waited
-        now = time.monotonic()
+        now = time.perf_counter()
+        if step == self._start + 1:  # it pays for what is made at the first use: not what a step takes
+            self._startup.mark("first_step")
+            self.event("first_step", step=step, **self._startup.parts)
+        else:
+            self._deadline.stepped(now - self._last_step)
+        self._last_step = now
         if now < self._next_look:
             return
         self._next_look = now + 0.1
@@ -66,6 +80,8 @@ class Reporter:
             self._beat(step, "training")
             if not self._run.holds_lease(self._attempt):
                 self._stop.raise_to(Stop.SUPERSEDED)
+            elif self._deadline.near():
+                self._stop.raise_to(Stop.WARNED)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last."""
@@ -101,16 +117,22 @@ class Reporter:
 
     def saved(self, step: int, seconds: float) -> None:
         self._journal.log(step, {"time/save_s": seconds})
+        self._deadline.saved(seconds)
+        self._last_step = time.perf_counter()
         self._restart_clock()
 
     def end(self, step: int, stop: Stop, *, complete: bool) -> None:
-        """Close everything and write how the attempt ended into the history; a superseded attempt writes nothing."""
+        """Close everything and write how the attempt ended into the history; a superseded one only says that it is."""
         self._progress.update(step, self._facts)
         self._progress.close()
-        if stop is not Stop.SUPERSEDED:
+        if stop is Stop.SUPERSEDED:
+            self.event("superseded", step=step)
+        else:
             reason = "complete" if complete else stop.name.lower()
             self._beat(step, reason)
-            self.event("end", reason=reason, step=step, gained=step - self._start)
+            took = {"slowest_step": self._deadline.slowest_step, "slowest_save": self._deadline.slowest_save}
+            slowest = {f"{name}_s": round(seconds, 3) for name, seconds in took.items()}
+            self.event("end", reason=reason, step=step, gained=step - self._start, **slowest)
         self._journal.close()
 
     def failed(self, step: int, message: str) -> None:

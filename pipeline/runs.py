@@ -72,6 +72,11 @@ class RunFolder:
                 return None
         return None
 
+    def last_took(self) -> dict[str, float]:
+        """The slowest step and save that an earlier attempt has measured, in seconds; empty where none has ended."""
+        end = next((e for e in reversed(self.history()) if e["event"] == "end" and "slowest_save_s" in e), None)
+        return {k.removesuffix("_s"): end[k] for k in ("slowest_step_s", "slowest_save_s")} if end else {}
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending, by the folders' names; ``pipeline.checkpoint`` says whether they are good."""
         return sorted(int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*"))

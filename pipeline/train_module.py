@@ -52,6 +52,11 @@ class TrainModule(nn.Module):
         self.data = data
         self.random = KeyedRandom(config.seed)
 
+    @classmethod
+    def typical_data(cls, config: RunConfig) -> dict[str, Any]:
+        """``manifest["info"]`` as the config's recipe gives it, for looking at a model where no data is prepared."""
+        raise NotImplementedError
+
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Scalars by name, of them ``loss`` (a mean over the batch) is minimised and all are logged."""
         raise NotImplementedError

@@ -19,8 +19,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
+from pipeline.attempt import Attempt
 from pipeline.config import RunConfig
-from pipeline.control import Stop, StopFlag
+from pipeline.control import Stop
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
 from pipeline.engine import FabricEngine, to_device
@@ -44,19 +45,27 @@ class Progress:
     validation_loss: float | None = None
 
 
+class Still:
+    """An optimizer that takes gradients and moves nothing."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.param_groups, self.zero_grad = optimizer.param_groups, optimizer.zero_grad
+
+    def step(self) -> None:
+        """Stand still."""
+
+
 class Trainer:
     """One attempt at a run on this rank.
 
-    Args:
-        attempt: number of the attempt, on rank 0; the other ranks write nothing and pass None.
-        stop: the flag that signal handlers set.
+    Ranks whose ``attempt`` has no number write nothing.
     """
 
     def __init__(
         self, run: RunFolder, config: RunConfig, module: TrainModule, manifest: Manifest, fabric: Fabric, world: World,
-        attempt: int | None, stop: StopFlag,
+        attempt: Attempt,
     ) -> None:  # fmt: skip
-        self.run, self.config, self.manifest, self.world, self.stop = run, config, manifest, world, stop
+        self.run, self.config, self.manifest, self.world, self.attempt = run, config, manifest, world, attempt
         self.fabric = fabric
         self.module = module
         self.at = Progress()
@@ -66,7 +75,7 @@ class Trainer:
         self.ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
         self.agreement = Agreement(world)
         self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
-        self.reporter = Reporter(run, attempt, world, stop) if attempt is not None else None
+        self.reporter = Reporter(run, attempt, world) if attempt.number is not None else None
 
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
@@ -74,6 +83,7 @@ class Trainer:
         Raises RunFailed where the loss is not finite any more.
         """
         self._restore()
+        self.attempt.startup.mark("restore")
         wrapped, *optimizers = self.fabric.setup(self.module, *self.raw_optimizers.values())
         engine = FabricEngine(self.fabric, wrapped, self.config.trainer.micro_batch)
         optimizers_by_name = dict(zip(self.raw_optimizers, optimizers, strict=True))
@@ -87,10 +97,12 @@ class Trainer:
         with loader, self.watchdog.watching(start):
             while self.at.step < section.max_steps and agreed is Stop.NO:
                 step = self.at.step + 1
-                self.agreement.begin(self.stop.value)  # travels while the step computes
+                self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
                 waiting = time.perf_counter()
                 batch = to_device(next(batches), self.fabric.device)
                 waited = time.perf_counter() - waiting
+                if step == start + 1:
+                    self._settle(engine, batch, optimizers_by_name, step)
                 seed_step(self.config.seed, step, self.world.rank)
                 rate = self._set_learning_rate(step)
                 logged = self.module.optimize(engine, batch, optimizers_by_name, step)
@@ -175,6 +187,22 @@ class Trainer:
             raise RunFailed(f"{self.run.name}: {message}.")
 
     # -- parts of a step ----------------------------------------------------------------------------------------
+
+    def _settle(self, engine: FabricEngine, batch: Batch, optimizers: dict[str, Any], step: int) -> None:
+        """Let data parallelism choose its buckets before the first step that counts.
+
+        DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket decides
+        in which order it is summed, so a resumed run's first step would differ in its last bits from the same step undisturbed.
+        """
+        if self.world.size < 3:
+            return
+        buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+        still: Any = {name: Still(optimizer) for name, optimizer in optimizers.items()}
+        self.module.optimize(engine, batch, still, step)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        for name, value in self.module.named_buffers():
+            value.copy_(buffers[name])
 
     def _loader(self) -> Loader:
         loader = Loader(

@@ -41,6 +41,32 @@ class TrainModule(BaseModule):
         self.register_buffer("mean", torch.tensor(float(data["mean"])), persistent=False)
         self.register_buffer("std", torch.tensor(float(data["std"])), persistent=False)
 
+    @classmethod
+    def typical_data(cls, config: RunConfig) -> dict[str, Any]:
+        """Of ``cocochorales_simple`` and its demo."""
+        demo = config.data.recipe.endswith("_demo")
+        strings, winds = (
+            ["violin", "viola", "cello", "double bass"],
+            ["flute", "oboe", "clarinet", "bassoon", "saxophone"],
+        )
+        brass = ["trumpet", "french horn", "trombone", "tuba"]
+        return {
+            "instruments": ["violin", "flute", "clarinet", "trumpet"] if demo else [*strings, *winds, *brass],
+            "pitch_low": 48 if demo else 33,
+            "pitch_high": 72 if demo else 84,
+            "sources": 2,
+            "queries": 2,
+            "frames": 10,
+            "seconds": 0.32,
+            "sample_rate": 16000,
+            "mel": {
+                "bands": 128, "window": 1024, "hop": 512, "f_min": 0.0, "f_max": 8000.0, "floor": 1e-5,
+                "compression": "natural logarithm",
+            },
+            "mean": -5.4,
+            "std": 2.2,
+        }  # fmt: skip
+
     def standardise(self, mel: Tensor) -> Tensor:
         """Log-mel -> zero mean, unit variance over the training set; any shape."""
         return (mel - self.mean) / self.std

@@ -3,12 +3,14 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from jobs.nodes import excluded
 from pipeline.journal import read_journals
-from pipeline.runs import list_runs
+from pipeline.runs import RunFolder, list_runs
 from tests.cluster.cluster import Cluster
 from tests.conftest import command
 from tests.jobs.survival import SETTINGS, Lab, attempts
@@ -29,6 +31,7 @@ class SlurmLab(Lab):
             *PROFILE,
             "--gpus",
             "2",
+            "--no-preflight",
             *settings,
             "--data",
             str(self.data),
@@ -112,7 +115,22 @@ def power_cut(slurm: Cluster, job: str, lab: SlurmLab) -> None:
     slurm.crash(slurm.job(job).nodes[0], noticed=True)
 
 
-WAYS = [kill_a_rank, kill_all_ranks, warn, warn_one_rank, requeue, power_cut]
+def stale(slurm: Cluster, job: str, lab: SlurmLab) -> None:
+    """slurmd dies and its tasks sleep; SLURM starts the job elsewhere; then the old tasks wake up beside their successor."""
+    old, (node,) = lab.ranks(slurm), slurm.job(job).nodes
+    for rank in old:
+        rank.suspend()
+    slurm.kill_slurmd(node)
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=slurmd is gone")
+    lab.wait_training(slurm, job, 2)
+    for rank in old:
+        rank.resume()
+    _, alive = psutil.wait_procs(old, timeout=30)
+    assert not alive, "the older attempt did not stop by itself"
+    assert [e["attempt"] for e in lab.run.history() if e["event"] == "superseded"] == [1]
+
+
+WAYS = [kill_a_rank, kill_all_ranks, warn, warn_one_rank, requeue, power_cut, stale]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -124,6 +142,57 @@ def test_every_way_of_dying_ends_with_the_same_bits(slurm, lab, undisturbed, way
     lab.wait_training(slurm, job, 2)
     lab.wait_complete(slurm, job)
     assert attempts(lab) == 2 and slurm.job(job).restarts >= 1
+    if way in (power_cut, stale):
+        assert len(excluded(lab.runs)) == 1, "the node that was lost is kept out for a day"
+    check_finished(lab, undisturbed)
+
+
+def on_the_nodes(slurm: Cluster, lab: SlurmLab, program: str, *more: str) -> str:
+    """Submit a job whose every process runs ``program`` at its start: what is wrong with a node is done there, not in our code."""
+    blocker = slurm.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 300")
+    slurm.wait(blocker, "RUNNING")
+    job = lab.submit(slurm, *more)
+    (lab.run.code / "sitecustomize.py").write_text(program)
+    slurm.run("scancel", blocker)
+    return job
+
+
+WRONG_PRODUCTS = """
+import os
+if os.environ.get("SLURMD_NODENAME") == "127.0.0.11" and "SLURM_PROCID" in os.environ:
+    import torch
+    right = torch.mm
+    torch.mm = lambda a, b: right(a, b) + 1
+"""
+
+
+def test_a_node_that_computes_wrongly_is_named_and_left_out(slurm, lab):
+    job = on_the_nodes(slurm, lab, WRONG_PRODUCTS, "--nodes", "2", "--gpus", "1")
+    lab.wait_complete(slurm, job)
+    (event,) = [e for e in lab.run.history() if e["event"] == "node_excluded"]
+    assert event["node"] == "127.0.0.11" and "65536 of 65536 products are wrong" in event["why"]
+    assert set(slurm.job(job).nodes) == {"127.0.0.12", "127.0.0.13"} and set(excluded(lab.runs)) == {"127.0.0.11"}
+    again = command(*lab.words("--new", "--dry-run"), env=slurm.environment)
+    assert "#SBATCH --exclude=127.0.0.11" in again.stdout, "the next run is spared it"
+
+
+SMALL_DISK = """
+import os, resource
+if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+"""
+
+
+def test_a_checkpoint_that_finds_no_room_costs_nothing_but_itself(slurm, lab, undisturbed):
+    job = on_the_nodes(slurm, lab, SMALL_DISK)
+    lab.wait_training(slurm, job, 1)
+    deadline = time.monotonic() + 60
+    while not (failed := [e for e in lab.run.history() if e["event"] == "save_failed"]):
+        assert time.monotonic() < deadline, lab.logs()
+        time.sleep(0.05)
+    assert "the older ones are intact" in failed[0]["message"]
+    kill_a_rank(slurm, job, lab)
+    lab.wait_complete(slurm, job)
     check_finished(lab, undisturbed)
 
 
@@ -166,7 +235,7 @@ def test_launching_again_finds_the_queued_run_and_cancel_saves_it(slurm, lab):
     assert again.returncode == 0 and f"queued as job {job}: RUNNING" in again.stderr, again.stderr
     done = command("jobs/cancel.py", lab.run.name, "--runs", lab.runs, env=slurm.environment)
     assert done.returncode == 0 and "saves and ends" in done.stderr
-    slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", timeout=60)
+    slurm.wait(job, "FAILED", timeout=60)  # not COMPLETED: what waits for its success must not start
     end = lab.run.last_end()
     assert end["reason"] == "interrupted" and (lab.run.checkpoints / f"step_{end['step']:09d}").is_dir()
     assert slurm.job(job).restarts == 0
@@ -205,6 +274,46 @@ def test_what_sbatch_refuses_is_one_sentence(slurm, lab, words, expected):
     assert done.returncode == 2 and done.stderr.count("error:") == 1, done.stderr
     for part in expected:
         assert part in done.stderr
+
+
+def test_an_account_that_is_not_ours_is_one_sentence(slurm_accounting, demo_data, tmp_path):
+    env = {**slurm_accounting.environment, "SBATCH_ACCOUNT": "somebody", "SBATCH_PARTITION": "gpu"}
+    done = command(*SlurmLab(demo_data, tmp_path).words(), env=env)
+    assert done.returncode == 2 and "the account 'somebody'" in done.stderr and "yours: practice" in done.stderr, (
+        done.stderr
+    )
+
+
+def test_preflight_lists_what_sbatch_and_the_disk_would_refuse(slurm, lab):
+    words = [
+        w
+        for w in lab.words("--time", "9:00:00", "--set", "trainer.keep.every=1", "--set", "trainer.max_steps=100000000")
+        if w != "--no-preflight"
+    ]
+    done = command(*words, env=slurm.environment)
+    assert done.returncode == 2 and "9:00:00 is longer than the partition allows" in done.stderr, done.stderr
+    assert "checkpoints of 0.0 GiB need" in done.stderr, "both in one answer"
+    assert not list_runs(lab.runs), "nothing was made"
+
+
+def test_a_grid_is_an_array_and_again_starts_only_what_is_missing(slurm, lab):
+    grid = ("--grid", "seed=0,1,2", "--set", "trainer.max_steps=10")
+    first = command(*lab.words(*grid), env=slurm.environment)
+    assert first.returncode == 0 and "3 runs, 3 to start" in first.stderr, first.stderr
+    folders = first.stdout.split()
+    assert len(set(folders)) == 3
+    jobs = [RunFolder(Path(f)).history()[-1]["job_id"] for f in folders]
+    assert len({j.partition("_")[0] for j in jobs}) == 1, "one array"
+    again = command(*lab.words(*grid), env=slurm.environment)
+    assert again.returncode == 0 and "3 runs, 0 to start" in again.stderr, again.stderr
+    slurm.run("scancel", jobs[1])
+    deadline = time.monotonic() + 120
+    while any(slurm.job(j).live for j in jobs):
+        assert time.monotonic() < deadline, slurm.jobs()
+        time.sleep(0.3)
+    assert [(RunFolder(Path(f)).last_end() or {}).get("reason") for f in folders] == ["complete", None, "complete"]
+    more = command(*lab.words(*grid), env=slurm.environment)
+    assert "3 runs, 1 to start" in more.stderr, more.stderr
 
 
 def test_no_controller_is_said(slurm, lab):

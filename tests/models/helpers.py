@@ -15,26 +15,6 @@ from pipeline.train_module import Batch, TrainModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-# ``manifest["info"]`` of each recipe that a demo config reads, as data_prep writes it. A new system adds its recipe here.
-INFO: dict[str, dict[str, Any]] = {
-    "cocochorales_simple_demo": {
-        "instruments": ["violin", "flute", "clarinet", "trumpet"],
-        "pitch_low": 48,
-        "pitch_high": 72,
-        "sources": 2,
-        "queries": 2,
-        "frames": 10,
-        "seconds": 0.32,
-        "sample_rate": 16000,
-        "mel": {
-            "bands": 128, "window": 1024, "hop": 512, "f_min": 0.0, "f_max": 8000.0, "floor": 1e-5,
-            "compression": "natural logarithm",
-        },
-        "mean": -5.4,
-        "std": 2.2,
-    },
-}  # fmt: skip
-
 
 def demo_configs() -> list[str]:
     """Names of all configs called ``<system>*_demo``; every system must have one."""
@@ -49,11 +29,16 @@ def load(name: str, *overrides: str) -> RunConfig:
     return parse_config(tree, registry.model_config_class(tree["model"]["system"]), f"configs/{name}.yaml")
 
 
+def info(name: str) -> dict[str, Any]:
+    """What the manifest of a config's data says."""
+    config = load(name)
+    return registry.part(config.model.system, "train_module").TrainModule.typical_data(config)
+
+
 def build(config: RunConfig, seed: int = 0) -> TrainModule:
     torch.manual_seed(seed)
-    key = config.data.folder_name
-    assert key in INFO, f"tests/models/helpers.py has no INFO for the recipe '{key}'"
-    return registry.part(config.model.system, "train_module").TrainModule(config, INFO[key])
+    kind = registry.part(config.model.system, "train_module").TrainModule
+    return kind(config, kind.typical_data(config))
 
 
 class PlainEngine:

@@ -16,7 +16,7 @@ from models.dismix.judges import Recipe, trained_judges
 from models.dismix.showing import held, mel_spec, note_name
 from pipeline.errors import UserError
 from pipeline.shards import read_manifest
-from tests.models.helpers import INFO, build, load
+from tests.models.helpers import build, info, load
 from tests.pipeline.shard_factory import write_dataset
 
 QUICK = Recipe(clips=64, width=16, latent=16, steps=5, batch=8)
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     for split, shards in {"train": [4], "valid": [9], "test": [3, 4]}.items():
         write_dataset(folder, shards, split, sample)
     tree = json.loads((folder / "manifest.json").read_text())
-    tree["info"] = INFO["cocochorales_simple_demo"]
+    tree["info"] = info("dismix_demo")
     (folder / "manifest.json").write_text(json.dumps(tree))
     return folder
 
@@ -170,7 +170,7 @@ def test_wrong_inputs_are_told_in_one_sentence(module, data, tmp_path):
 
 
 def test_holding_goes_back_and_forth_and_notes_have_names():
-    spec = mel_spec(INFO["cocochorales_simple_demo"])
+    spec = mel_spec(info("dismix_demo"))
     frames = held(torch.arange(4.0)[None].expand(128, -1), spec)[0]
     assert frames[:9].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2] and len(frames) * 512 == pytest.approx(32000, abs=512)
     assert [note_name(n) for n in (60, 69, 48)] == ["C4", "A4", "C3"]

@@ -10,7 +10,7 @@ from models.dismix.losses import barlow_twins_diagonal, gaussian_error, kl_to_pr
 from models.dismix.train_module import TrainModule
 from pipeline.collectives import grouped
 from pipeline.errors import UserError
-from tests.models.helpers import INFO, build, load
+from tests.models.helpers import build, info, load
 
 SMALL = ("data.batch_size=8", "model.barlow_twins_group=4")
 TABLE = {  # modules of configs/dismix_simple.yaml with 52 pitches
@@ -40,9 +40,9 @@ def rows(batch, index):
 
 
 def test_full_size_has_the_papers_parameters():
-    info = INFO["cocochorales_simple_demo"] | {"pitch_low": 33, "pitch_high": 84}
+    facts = info("dismix_simple")
     with torch.device("meta"):
-        model = TrainModule(load("dismix_simple"), info).model
+        model = TrainModule(load("dismix_simple"), facts).model
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     print("\n" + "\n".join(f"{name:16s} {count:>12,}" for name, count in counts.items()))
     assert counts == TABLE
@@ -188,7 +188,7 @@ def test_a_group_that_fits_nowhere_is_the_users_mistake():
 
 def test_the_ldm_case_cannot_be_trained_yet():
     with pytest.raises(UserError, match="dry-run"):
-        TrainModule(load("dismix"), INFO["cocochorales_simple_demo"])
+        TrainModule(load("dismix"), info("dismix_demo"))
 
 
 def test_a_section_of_the_other_case_is_refused():

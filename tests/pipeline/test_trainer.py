@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint
+from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, Schedule, parse_config
 from pipeline.control import Stop, StopFlag
 from pipeline.distributed import make_fabric
@@ -76,7 +77,7 @@ def lab(tmp_path):
         torch.manual_seed(0)
         module, world, stop = kind(config, {}, poison), World(), StopFlag()
         fabric = make_fabric(config.trainer, world)
-        trainer_ = Trainer(run, config, module, manifest, fabric, world, run.claim_attempt(), stop)
+        trainer_ = Trainer(run, config, module, manifest, fabric, world, Attempt(run.claim_attempt(), stop))
         trainer_.stop_flag = stop
         return run, trainer_
 

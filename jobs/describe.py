@@ -1,0 +1,201 @@
+"""What a config builds: the shapes at every stage, a table of parameters, memory, arithmetic. ``launch.py NAME --describe``.
+
+One training step is made on the CPU with a few random samples of the recipe's shapes, and watched: nothing here is computed from formulas.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.configs import parse_tree
+from models import registry
+from pipeline import rng
+from pipeline.config import RunConfig
+from pipeline.errors import UserError, run_command
+from pipeline.shards import read_manifest
+from pipeline.train_module import Batch, TrainModule
+
+BATCHES = (2, 4, 8, 16, 32, 64)  # tried in turn: a loss that couples samples may need a whole group
+DEPTH = 3  # of the modules in the tables
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One module as it was called: shapes in and out, with its parameters."""
+
+    name: str
+    kind: str
+    parameters: int
+    trainable: int
+    inputs: str
+    outputs: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """``batch``: samples of the watched step. ``saved``: bytes that the backward kept; ``flops`` of both passes."""
+
+    stages: tuple[Stage, ...]
+    parameters: int
+    trainable: int
+    batch: int
+    shapes: dict[str, str]
+    saved: int
+    flops: int
+    optimizer_tensors: int
+
+    def sizes(self, ema: bool) -> dict[str, int]:
+        """Bytes, for preflight."""
+        return {
+            "parameters": self.parameters,
+            "weights": 4 * self.parameters,
+            "gradients": 4 * self.trainable,
+            "optimizer": 4 * self.trainable * self.optimizer_tensors,
+            "ema": 4 * self.trainable if ema else 0,
+            "activations_per_sample": -(-self.saved // self.batch),
+        }
+
+
+def describe(config: RunConfig, folder: Path | None) -> Description:
+    """Build ``config``'s module for the data in ``folder`` (None: for data as the recipe gives it) and watch one step."""
+    part = registry.part(config.model.system, "train_module")
+    data = read_manifest(folder).info if folder else part.TrainModule.typical_data(config)
+    torch.manual_seed(rng.key(config.seed, "initial weights"))
+    module: TrainModule = part.TrainModule(config, data)
+    module.train()
+    batch, size = _batch(module)
+    seen = _Watch(module)
+    from torch.utils.flop_counter import FlopCounterMode  # late: it imports much
+
+    with seen, FlopCounterMode(display=False) as counter:
+        loss = module.training_step(batch, 1)["loss"]
+        loss.backward()
+    parameters = list(module.parameters())
+    return Description(
+        tuple(seen.stages()),
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        size,
+        {name: _shape(value) for name, value in batch.items()},
+        seen.saved,
+        counter.get_total_flops(),
+        2,  # Adam, AdamW and RAdam: two moments
+    )
+
+
+def _batch(module: TrainModule) -> tuple[Batch, int]:
+    """The smallest example batch that the module takes."""
+    problem: UserError | None = None
+    for size in BATCHES:
+        try:
+            batch = module.example_batch(size)
+            with torch.no_grad():
+                module.training_step(batch, 1)
+            return batch, size
+        except UserError as error:
+            problem = error
+    raise UserError(f"no batch of {BATCHES} samples can be described: {problem}")
+
+
+class _Watch:
+    """Within the block, notes what goes in and out of the modules and what autograd keeps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = {n: m for n, m in module.named_modules() if n and n.count(".") < DEPTH}
+        self._shapes: dict[str, tuple[str, str]] = {}
+        self._kept: dict[tuple[int, int], int] = {}  # by storage: what two operations keep is kept once
+        self._own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    @property
+    def saved(self) -> int:
+        return sum(self._kept.values())
+
+    def __enter__(self) -> _Watch:
+        self._hooks = [
+            m.register_forward_hook(lambda _m, args, out, n=n: self._note(n, args, out))
+            for n, m in self._modules.items()
+        ]
+        self._saving = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._saving.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._saving.__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, name: str, args: Any, out: Any) -> None:
+        self._shapes.setdefault(name, (_shape(args), _shape(out)))
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own:
+            self._kept[storage.data_ptr(), tensor._version] = storage.nbytes()
+        return tensor
+
+    def stages(self) -> list[Stage]:
+        found = []
+        for name, module in self._modules.items():
+            counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
+            if not counts and name not in self._shapes:
+                continue
+            inputs, outputs = self._shapes.get(name, ("", ""))
+            total, trainable = sum(n for n, _ in counts), sum(n for n, wanted in counts if wanted)
+            found.append(Stage(name, type(module).__name__, total, trainable, inputs, outputs))
+        return found
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "x".join(map(str, value.shape)) or "scalar"
+    if isinstance(value, tuple | list):
+        return ", ".join(s for s in map(_shape, value) if s)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {s}" for k, v in value.items() if (s := _shape(v)))
+    return ""
+
+
+def show(config: RunConfig, folder: Path | None) -> None:
+    """Print it, for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = describe(config, folder)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table("module", "type", "parameters", "trainable", f"in (batch {found.batch})", "out")
+    for stage in found.stages:
+        counts = (f"{stage.parameters:,}", f"{stage.trainable:,}")
+        table.add_row(stage.name, stage.kind, *counts, stage.inputs, stage.outputs)
+    table.add_section()
+    table.add_row("all", "", f"{found.parameters:,}", f"{found.trainable:,}")
+    console.print("batch: " + ", ".join(f"{name} {shape}" for name, shape in found.shapes.items()))
+    console.print(table)
+    size = found.sizes(config.trainer.ema is not None)
+    fixed = sum(size[k] for k in ("weights", "gradients", "optimizer", "ema"))
+    console.print(
+        f"memory a process: {fixed / 1e9:.2f} GB fixed, {size['activations_per_sample'] / 1e6:.1f} MB a sample (float32); "
+        f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step; "
+        f"a checkpoint: {(size['weights'] + size['optimizer'] + size['ema']) / 1e9:.2f} GB"
+    )
+    steps, batch = config.trainer.max_steps, config.data.batch_size
+    console.print(f"{steps:,} steps of {batch} samples: {steps * batch:,} samples")
+
+
+def main() -> int:
+    """``python -m jobs.describe --json``: config and data folder as JSON on stdin, bytes as JSON on stdout."""
+    tree = json.load(sys.stdin)
+    config = parse_tree(tree["config"], "config")
+    found = describe(config, Path(tree["data"]) if tree["data"] else None)
+    print(json.dumps(found.sizes(config.trainer.ema is not None)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,63 @@
+"""The look at the nodes before a run begins: a sound world passes, a bad node is named."""
+
+import threading
+
+import pytest
+from torch.distributed import HashStore
+
+from jobs import gate as gates
+from jobs.gate import BadNode, Finding, blame, gate
+from pipeline.world import World
+
+
+def found(*problems: str, seconds=None) -> list[Finding]:
+    took = seconds or [1.0] * len(problems)
+    return [Finding(rank, f"node{rank // 2}", took[rank], problem) for rank, problem in enumerate(problems)]
+
+
+def test_one_process_passes():
+    assert gate(World(), None, "key", "here", {})["product_s"] > 0
+
+
+def test_who_is_wrong_is_blamed_and_only_that_node():
+    assert blame(found("", "", "", ""), compare=True) is None
+    assert blame(found("", "", "3 products are wrong", ""), compare=False) == {"node1": "3 products are wrong"}
+
+
+def test_what_all_nodes_see_alike_is_no_nodes_fault():
+    assert blame(found("the sum failed", "", "the sum failed", ""), compare=False) == {}
+
+
+def test_a_far_slower_gpu_is_blamed_where_they_are_compared():
+    slow = found("", "", "", "", seconds=[1.0, 1.1, 1.0, 3.5])
+    assert blame(slow, compare=False) is None
+    assert blame(slow, compare=True) == {"node1": "rank 3 took 3.50 s where 1.05 s is usual"}
+
+
+def test_a_silent_rank_is_named_with_its_node(monkeypatch):
+    """Rank 0 of two; the other never says a word."""
+    monkeypatch.setattr(gates, "SECONDS", 0.5)
+    monkeypatch.setattr(gates, "PATIENCE", 0.5)
+    with pytest.raises(BadNode, match="node1: rank 1 is silent") as error:
+        gate(World(0, 2, 0, 1, 0), HashStore(), "key", "node0", {0: "node0", 1: "node1"})
+    assert error.value.nodes == {"node1": "rank 1 is silent"}
+
+
+def test_the_verdict_reaches_every_rank(monkeypatch):
+    monkeypatch.setattr(
+        gates, "_product", lambda world, device, node: Finding(world.rank, node, 0.1, "broken" * world.rank)
+    )
+    store, said = HashStore(), []
+
+    def rank(number: int) -> None:
+        try:
+            gate(World(number, 2, 0, 1, number), store, "key", f"node{number}", {})
+        except BadNode as bad:
+            said.append(bad.nodes)
+
+    threads = [threading.Thread(target=rank, args=(n,)) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert said == [{"node1": "broken"}] * 2
