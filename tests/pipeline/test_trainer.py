@@ -2,6 +2,9 @@
 
 import math
 import resource
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from pipeline import checkpoint
 from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, Schedule, parse_config
 from pipeline.control import Stop, StopFlag
+from pipeline.deadline import Deadline
 from pipeline.distributed import make_fabric
 from pipeline.ema import Ema
 from pipeline.errors import RunFailed
@@ -21,6 +25,7 @@ from pipeline.runs import RunFolder
 from pipeline.train_module import TrainModule, schedule_factor
 from pipeline.trainer import Trainer
 from pipeline.world import World
+from tests.conftest import ROOT
 from tests.pipeline.shard_factory import write_dataset
 
 
@@ -56,7 +61,7 @@ def lab(tmp_path):
     manifest = write_dataset(tmp_path / "data", [23, 14])
     manifest = write_dataset(tmp_path / "data", [7], split="valid")
 
-    def train(name: str = "a", poison: int = 0, kind: type[Line] = Line, **trainer):
+    def train(name: str = "a", poison: int = 0, kind: type[Line] = Line, deadline=None, **trainer):
         tree = {
             "model": {"system": "line"},
             "data": {"recipe": "toy", "batch_size": 4},
@@ -77,7 +82,9 @@ def lab(tmp_path):
         torch.manual_seed(0)
         module, world, stop = kind(config, {}, poison), World(), StopFlag()
         fabric = make_fabric(config.trainer, world)
-        trainer_ = Trainer(run, config, module, manifest, fabric, world, Attempt(run.claim_attempt(), stop))
+        trainer_ = Trainer(
+            run, config, module, manifest, fabric, world, Attempt(run.claim_attempt(), stop, deadline or Deadline(None))
+        )
         trainer_.stop_flag = stop
         return run, trainer_
 
@@ -211,3 +218,24 @@ def test_keyed_draws_depend_on_position_and_stream_only():
     assert torch.equal(first, torch.rand(3))
     seed_step(1, 2, 1)
     assert not torch.equal(first, torch.rand(3))
+
+
+def test_three_ranks_in_two_attempts_end_with_the_bits_of_one(tmp_path):
+    """From three ranks on the order of a sum matters, and DDP chooses its buckets anew in every attempt."""
+    write_dataset(tmp_path / "data", [40])
+    runs = [RunFolder(tmp_path / name) for name in ("whole", "pieces")]
+    for run in runs:
+        run.create()
+    words = [sys.executable, "-m", "tests.pipeline.three_ranks", str(tmp_path)]
+    ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT) for rank in range(3)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
+    assert final(runs[0], 8) == final(runs[1], 8)
+
+
+def test_the_deadline_stops_it_in_time_for_a_slow_save(lab):
+    deadline = Deadline(time.time() + 600, slowest_save=294.9)  # the lead is 10 s and twice that
+    run, trainer = lab("a", max_steps=100000, save_every=1000, deadline=deadline)
+    assert trainer.fit() is Stop.WARNED
+    end = run.last_end()
+    assert end["reason"] == "warned" and run.steps()[-1] == end["step"]
+    assert run.last_took()["slowest_save"] == 294.9, "the next attempt knows it from the start"
