@@ -1,0 +1,86 @@
+"""What ``launch.py`` costs beside a bare interpreter and sbatch, from Enter to accepted, on the practice cluster (started for this).
+
+    python -m benchmarks.launch [--repeats 7]
+
+Every launch is of a new run: its folder, frozen config and code snapshot are made. ``--no-preflight``: what preflight looks at is not
+launching. The jobs are held back by a partition that is full, and cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.cluster.cluster import Cluster
+from tests.conftest import ROOT
+from tests.pipeline.shard_factory import write_dataset
+
+
+def seconds(command: list[str], env: dict[str, str]) -> float:
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-launch-") as text:
+        folder = Path(text)
+        data = write_dataset(folder / "data" / "cocochorales_simple_demo", [8])
+        manifest = data.folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"recipe": "test"', '"recipe": "cocochorales_simple_demo"'))
+        cluster = Cluster(folder / "slurm")
+        cluster.up()
+        try:
+            cluster.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 600")
+            show(measure(cluster, folder, args.repeats))
+        finally:
+            cluster.down()
+
+
+def measure(cluster: Cluster, folder: Path, repeats: int) -> dict[str, list[float]]:
+    env = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "jobs/launch.py", "dismix_demo", "--cluster", "practice", "--no-preflight"]
+    where = ["--data", str(folder / "data"), "--runs", str(folder / "runs")]
+    found: dict[str, list[float]] = {"interpreter": [], "sbatch": [], "launch.py": [], "launch.py --dry-run": []}
+    for number in range(repeats + 1):
+        took = {
+            "interpreter": seconds([sys.executable, "-c", "pass"], env),
+            "sbatch": seconds(["sbatch", "--partition=gpu", "--wrap", "true"], env),
+            "launch.py": seconds([*launch, *where, "--set", f"seed={number}"], env),
+            "launch.py --dry-run": seconds([*launch, *where, "--dry-run"], env),
+        }
+        if number:  # the first one warms the page cache
+            for name, value in took.items():
+                found[name].append(value)
+    return found
+
+
+def show(found: dict[str, list[float]]) -> None:
+    table = Table("", "median", "min", "max")
+    for name, values in found.items():
+        table.add_row(name, *(f"{v * 1000:.0f} ms" for v in (statistics.median(values), min(values), max(values))))
+    extra = [a - b - c for a, b, c in zip(found["launch.py"], found["interpreter"], found["sbatch"], strict=True)]
+    table.add_section()
+    table.add_row(
+        "launch.py beyond both", *(f"{v * 1000:.0f} ms" for v in (statistics.median(extra), min(extra), max(extra)))
+    )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
