@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.claims import enter
-from data_prep.commits import MANIFEST, WORK, Committed, done, publish, remove_shard, shard_files
+from data_prep.commits import WORK, Committed, done, publish, remove_shard, shard_files
 from data_prep.plan import HASH_CACHE, PLAN_NAME, Plan, PlannedShard, make_plan
 from data_prep.progress import Progress
 from data_prep.shards import differences
@@ -29,6 +29,7 @@ from data_prep.stage import Input, Stage
 from data_prep.worker import POLL, Task, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
+from pipeline.shards import MANIFEST
 
 ALWAYS_ALLOWED = 3  # quarantined inputs that stop nobody; see allowed_failures
 

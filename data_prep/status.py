@@ -6,9 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from data_prep.claims import living
-from data_prep.commits import MANIFEST, WORK, done
+from data_prep.commits import WORK, done
 from data_prep.plan import read_plan
 from pipeline.errors import UserError
+from pipeline.shards import MANIFEST
 
 
 def show_status(folder: Path) -> None:
