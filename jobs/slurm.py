@@ -7,6 +7,7 @@ import io
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import submitit
@@ -65,7 +66,7 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
         "cpus_per_task": cluster.cpus_per_gpu,
         "gres": gres,
         "signal_delay_s": cluster.signal_seconds,
-        "setup": setup_lines(run, cluster),
+        "setup": setup_lines(run.code, cluster),
         "teardown": teardown_lines(run),
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
         "wckey": None,
@@ -75,10 +76,10 @@ def parameters(run: RunFolder, cluster: Cluster, request: Request) -> dict[str, 
     }
 
 
-def setup_lines(run: RunFolder, cluster: Cluster) -> list[str]:
-    """Shell lines before srun; values are quoted, the profile's own ``setup`` lines are the user's words."""
+def setup_lines(code: Path, cluster: Cluster) -> list[str]:
+    """Shell lines before srun for the snapshot ``code``; values are quoted, the profile's own ``setup`` lines are the user's words."""
     exports = {
-        "PYTHONPATH": str(run.code),
+        "PYTHONPATH": str(code),
         "PYTHONSAFEPATH": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(max(1, cluster.cpus_per_gpu // 2)),
