@@ -147,13 +147,14 @@ class Claims:
         return True
 
     def _beat(self) -> None:
+        here = self.folder / f"{self.token}.here"
         while not self._stop.wait(HEARTBEAT):
-            held = self._held
-            if held is not None and held.exists():
+            for path in (self._held, here):
                 try:
-                    os.utime(held)
+                    if path is not None:
+                        os.utime(path)
                 except FileNotFoundError:
-                    continue  # finished in between
+                    continue  # finished in between, or never said
 
 
 def living(folder: Path) -> dict[str, str]:

@@ -28,7 +28,7 @@ from data_prep.plan import PLAN_NAME, Plan, PlannedShard, make_plan, read_plan
 from data_prep.progress import Progress
 from data_prep.shards import differences
 from data_prep.stage import Input, Stage
-from data_prep.worker import POLL, Task, taken_over, work_off, worker_main
+from data_prep.worker import POLL, Task, pause, taken_over, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
 from pipeline.shards import MANIFEST
@@ -82,20 +82,21 @@ def _prepare(
 def _agree(stage: Stage, inputs: list[Input], source: Path, folder: Path, workers: int, attempt: str) -> Plan:
     """The attempt's plan: made and settled by one of those who take part, read by the others."""
     work, claims = folder / WORK, Claims(folder / WORK)
-    agreed = work / f"agreed.{attempt}"
+    agreed, hashed = work / f"agreed.{attempt}", None
     try:
         while not agreed.exists():
-            with Progress("hashing inputs", "files", 0) as progress:
-                hashed = hash_inputs(inputs, source, work, attempt, workers, progress.update)
-            if not claims.take(agreed.name):
+            if hashed is None:
+                with Progress("hashing inputs", "files", 0) as progress:
+                    hashed = hash_inputs(inputs, source, work, attempt, workers, progress.update)
+            elif claims.take(agreed.name):
+                plan = make_plan(stage, hashed, source)
+                if not agreed.exists():
+                    _settle(plan, folder, workers)
+                    publish(work, agreed.name, plan.identity.encode())
+                claims.drop()
+                forget_others(work, attempt)
+            else:
                 time.sleep(POLL)
-                continue
-            plan = make_plan(stage, hashed, source)
-            if not agreed.exists():
-                _settle(plan, folder, workers)
-                publish(work, agreed.name, plan.identity.encode())
-            claims.drop()
-            forget_others(work, attempt)
     finally:
         claims.close()
     there = read_plan(folder)
@@ -189,8 +190,12 @@ def _supervise(task: Task, plan: Plan, found: dict[str, Committed], crew: list[A
         while True:
             # asked first: what a dying worker commits still counts
             alive = any(process.is_alive() for process, _ in crew)
+            looked = time.monotonic()
+            there = {
+                path.name for path in task.folder.iterdir()
+            }  # one request; asking for every shard would be thousands
             for shard in plan.shards:
-                if shard.name not in found and (record := done(task.folder, shard)) is not None:
+                if shard.name not in found and f"{shard.name}.json" in there and (record := done(task.folder, shard)):
                     found[shard.name] = record
             progress.update(sum(record.inputs for record in found.values()))
             _refuse_too_many_bad(plan, found, max_failures)
@@ -209,7 +214,7 @@ def _supervise(task: Task, plan: Plan, found: dict[str, Committed], crew: list[A
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 stay(task.folder / WORK)
-            time.sleep(POLL)
+            time.sleep(pause(looked))
 
 
 def _raise_what_is_told(receiver: Any) -> None:

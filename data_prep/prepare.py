@@ -4,9 +4,9 @@
     python data_prep/prepare.py DATASET --source DIR ... --cluster NAME [--tasks N] [--time H:MM:SS] [--wait]
     python data_prep/prepare.py DATASET [--recipe R] [--out DIR] --status | --verify
 
-The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else data/. The same command again goes on where
-it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed. With --cluster an array of SLURM tasks does the
-work; the same command again says where it stands, and sends helpers up to --tasks.
+The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else the profile's (with --cluster), else data/.
+The same command again goes on where it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed. With
+--cluster an array of SLURM tasks does the work; the same command again says where it stands, and sends tasks up to --tasks.
 
 The last line on stdout is the dataset's folder; with --cluster (and without --wait) the id of the job that completes it.
 """
@@ -32,7 +32,7 @@ DATASETS = {"cocochorales": "data_prep.cocochorales"}  # modules with RECIPES, t
 def main() -> None:
     args = _parser().parse_args()
     stage = find_stage(args.dataset, args.recipe)
-    root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or "data")
+    root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or _data_of(args.cluster) or "data")
     folder = root / (stage.recipe if stage.codec is None else f"{stage.recipe}-{stage.codec}")
     again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe} --out {root}"
     if args.verify:
@@ -55,6 +55,15 @@ def find_stage(dataset: str, recipe: str | None) -> Stage:
     if name not in recipes:
         raise UserError(f"{dataset} has no recipe '{name}'.{nearest(name, recipes)} It has: {', '.join(recipes)}.")
     return recipes[name]
+
+
+def _data_of(cluster: str | None) -> str | None:
+    """The data root that a cluster's profile names."""
+    if cluster is None:
+        return None
+    from jobs.prepare_slurm import data_of
+
+    return data_of(cluster)
 
 
 def _parser() -> argparse.ArgumentParser:

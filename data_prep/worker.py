@@ -26,7 +26,8 @@ from data_prep.shards import ShardWriter, commit
 from data_prep.stage import BadInput, Input, Stage
 from pipeline.errors import RunFailed
 
-POLL = 0.2  # seconds between looks at shards that others have claimed
+POLL = 0.2  # seconds between looks at what others do, at least
+LOOKING = 0.1  # at most this share of the time is spent looking: a shared file system has many who look
 
 
 class InputChanged(RunFailed):
@@ -71,12 +72,18 @@ def work_off(task: Task) -> None:
     try:
         waiting = sorted(plan.shards, key=lambda shard: -len(shard.inputs))  # large ones first: the end is even
         while waiting := [shard for shard in waiting if done(task.folder, shard) is None]:
+            looked = time.monotonic()
             if not sum(_take_and_build(task, shard, claims) for shard in waiting):
                 if not task.stay:
                     return
-                time.sleep(POLL)
+                time.sleep(pause(looked))
     finally:
         claims.close()
+
+
+def pause(looked: float) -> float:
+    """Seconds to wait before the next look, given when (``time.monotonic``) the last one began."""
+    return max(POLL, (time.monotonic() - looked) / LOOKING)
 
 
 def _take_and_build(task: Task, shard: PlannedShard, claims: Claims) -> bool:

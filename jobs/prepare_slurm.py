@@ -72,6 +72,11 @@ class Attempt:
     last: str
 
 
+def data_of(cluster: str) -> str | None:
+    """The data root that a profile names."""
+    return load_cluster(cluster).data
+
+
 def records_of(folder: Path) -> Path:
     return folder.parent / ".prepare" / folder.name
 

@@ -185,6 +185,14 @@ def changed_shards(folder: Path, change: Callable[[], LightStage | None], source
     return changed
 
 
+class OtherCode(LightStage):
+    code = ("data_prep.shards:ShardWriter", "data_prep.shards:file_hash")
+
+
+class OtherWeights(LightStage):
+    codec_hash = "0123"
+
+
 def test_exactly_what_depends_on_a_change_is_built_again(tmp_path):
     source, folder = write_source(tmp_path / "source"), tmp_path / "light"
     build(source, folder)
@@ -207,6 +215,9 @@ def test_exactly_what_depends_on_a_change_is_built_again(tmp_path):
         (folder / where["n002"]).write_bytes(raw)
 
     assert changed_shards(folder, damage, source) == {where["n002"]}
+    assert changed_shards(folder, lambda: OtherCode("light", 3), source) == everything
+    assert changed_shards(folder, lambda: STAGE, source) == everything
+    assert changed_shards(folder, lambda: OtherWeights("light", 3), source) == everything
     assert changed_shards(folder, lambda: dataclasses.replace(STAGE, rows=41), source) == everything
     fresh = tmp_path / "fresh"
     build(source, fresh, dataclasses.replace(STAGE, rows=41))
@@ -353,6 +364,19 @@ def test_claims_of_the_dead_are_taken_and_those_of_the_living_are_not(tmp_path):
     first.close()
     second.close()
     assert not list(tmp_path.glob("*.clock"))
+
+
+def test_the_work_folder_goes_with_the_last_one_wherever_the_others_are(tmp_path):
+    work = tmp_path / WORK
+    claims.enter(work)
+    far = work / "elsewhere~1~1.here"
+    far.touch()
+    claims.leave(work)
+    assert sorted(path.name for path in work.iterdir()) == [far.name], "it has been heard of within a minute"
+    claims.enter(work)
+    os.utime(far, (1, 1))
+    claims.leave(work)
+    assert not work.exists()
 
 
 def test_verify_names_every_kind_of_damage(source, tmp_path):

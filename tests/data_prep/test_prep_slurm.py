@@ -139,7 +139,7 @@ def test_too_many_bad_inputs_fail_the_last_job_and_the_status_says_why(lab, tmp_
 def test_the_command_as_it_is_typed(slurm, tmp_path):
     list(render(tmp_path / "raw", 6, 1, workers=1))
     words = ("data_prep/prepare.py", "cocochorales", "--recipe", "cocochorales_simple_demo", "--out", tmp_path / "out")
-    on_cluster = (*words, "--source", tmp_path / "raw", "--cluster", "practice", "--tasks", 2)
+    on_cluster = (*words, "--source", tmp_path / "raw", "--cluster", "practice", "--tasks", 1)
     sent = command(*on_cluster, "--workers", 1, env=slurm.environment)
     assert sent.returncode == 0, sent.stderr
     last = sent.stdout.strip()
@@ -162,6 +162,6 @@ def test_what_cannot_be_queued_is_one_sentence(lab, monkeypatch):
         lab.send(1, time="99:00:00")
     with pytest.raises(UserError, match=r"no cluster 'practise' .* Did you mean 'practice'"):
         send(Request(STAGE, lab.source, lab.folder, "practise", 1, 1, None, 0.05))
-    monkeypatch.setenv("PATH", os.fspath(lab.source))
-    with pytest.raises(UserError, match="no sbatch on the PATH"):
+    with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="no sbatch on the PATH"):
+        elsewhere.setenv("PATH", os.fspath(lab.source))
         lab.send(1)
