@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.commits import read_committed, shard_files
+from data_prep.claims import Claims, enter
+from data_prep.commits import WORK, read_committed, shard_files
 from data_prep.engine import assist, complete, prepare
 from data_prep.finish import finish
 from data_prep.shards import differences
@@ -51,6 +52,23 @@ def test_the_number_of_tasks_does_not_show(source, whole, tmp_path, tasks):
     folder = tmp_path / "light"
     assert [ended(pid) for pid in [fork(lambda: help_out(source, folder)) for _ in range(tasks)]] == [0] * tasks
     assert not (folder / "manifest.json").exists()
+    come_last(source, folder)
+    assert tree(folder) == whole
+
+
+def test_a_task_leaves_when_others_have_all_that_is_left(source, whole, tmp_path):
+    folder = tmp_path / "light"
+    enter(folder / WORK)
+    living = [Claims(folder / WORK) for _ in whole]
+    for claims, name in zip(living, sorted(name for name in whole if name.endswith(".tar")), strict=False):
+        assert claims.take(name.removesuffix(".tar"))
+    help_out(source, folder)
+    assert not list(folder.glob("*.tar")), "it built nothing and did not wait"
+    living[0].close()
+    help_out(source, folder)
+    assert len(list(folder.glob("*.tar"))) == 1
+    for claims in living:
+        claims.close()
     come_last(source, folder)
     assert tree(folder) == whole
 

@@ -249,14 +249,15 @@ def survey(folder, info, expected):
     return found
 
 
-def test_a_cut_at_every_block_is_found(tmp_path):
-    manifest = write_dataset(tmp_path, [5])
+def test_a_cut_at_every_block_is_found_and_ends_nothing(tmp_path):
+    manifest = write_dataset(tmp_path, [5, 2])
     path, expected = tmp_path / "train-000000.tar", [numbered(i) for i in range(5)]
     whole = path.read_bytes()
     assert not survey(tmp_path, manifest.shards[0], expected)
     for size in range(0, len(whole), BLOCK):
         path.write_bytes(whole[:size])
         assert survey(tmp_path, manifest.shards[0], expected), size
+        training_goes_on(manifest)
 
 
 def flips_are_found(tmp_path, count):
