@@ -30,6 +30,8 @@ lint: setup
 
 bench: setup
 	@$(VENV)/python benchmarks/loader.py
+	@$(VENV)/python benchmarks/restore.py
+	@$(VENV)/python benchmarks/prepare.py
 	@$(VENV)/python benchmarks/trainer.py
 
 cluster: setup

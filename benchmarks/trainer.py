@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -32,7 +31,7 @@ from pipeline.config import ModelSection, RunConfig, parse_config
 from pipeline.control import StopFlag
 from pipeline.distributed import make_fabric
 from pipeline.runs import RunFolder
-from pipeline.shards import FORMAT, Manifest, read_manifest
+from pipeline.shards import FORMAT, MANIFEST, Manifest, read_manifest, sealed
 from pipeline.train_module import Batch, TrainModule
 from pipeline.trainer import Trainer
 from pipeline.world import World
@@ -92,7 +91,7 @@ def write_shards(folder: Path, samples: int = 4096) -> Manifest:
     line = {"name": "train-000000", "split": "train", "samples": written.samples, "tar_size": written.tar_size}
     line |= {"tar_hash": written.tar_hash, "index_hash": written.index_hash}
     tree = {"format": FORMAT, "dataset": "toy", "recipe": "toy", "codec": None, "info": {}, "shards": [line]}
-    (folder / "manifest.json").write_text(json.dumps(tree))
+    (folder / MANIFEST).write_bytes(sealed(tree))
     return read_manifest(folder)
 
 

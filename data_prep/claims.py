@@ -52,21 +52,31 @@ def is_dead(token: str, age: float) -> bool:
 
 def enter(folder: Path) -> None:
     """Make the work folder and keep it: while a living process has a file in it, ``leave`` does not remove it."""
+    stay(folder)
+    sweep(folder)
+
+
+def stay(folder: Path) -> None:
+    """Say that this process is still there; who is silent for ``STALE`` seconds counts as dead on other hosts."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             (folder / f"{owner_token()}.here").touch()
-            break
+            return
         except FileNotFoundError:
             continue  # removed in between, by one who has just finished
-    sweep(folder)
+
+
+def depart(folder: Path) -> None:
+    """Remove this process' files; the work may go on without it."""
+    for path in folder.glob(f"{owner_token()}.*"):
+        path.unlink(missing_ok=True)
 
 
 def leave(folder: Path) -> None:
     """The work is done: remove this process' files and those of the dead; the last one to leave removes the folder."""
     sweep(folder)
-    for path in folder.glob(f"{owner_token()}.*"):
-        path.unlink(missing_ok=True)
+    depart(folder)
     if not any("~" in path.name for path in folder.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -137,13 +147,14 @@ class Claims:
         return True
 
     def _beat(self) -> None:
+        here = self.folder / f"{self.token}.here"
         while not self._stop.wait(HEARTBEAT):
-            held = self._held
-            if held is not None and held.exists():
+            for path in (self._held, here):
                 try:
-                    os.utime(held)
+                    if path is not None:
+                        os.utime(path)
                 except FileNotFoundError:
-                    continue  # finished in between
+                    continue  # finished in between, or never said
 
 
 def living(folder: Path) -> dict[str, str]:

@@ -18,7 +18,6 @@ from data_prep.shards import Written
 from pipeline.files import fsync_folder
 
 WORK = ".work"  # claims and unfinished files, named after their process; gone after success
-MANIFEST = "manifest.json"
 SHARD_SUFFIXES = (".tar", ".index.npy", ".json")
 
 

@@ -15,20 +15,23 @@ what is there already, and watches over local worker processes.
 from __future__ import annotations
 
 import multiprocessing
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data_prep.claims import enter
-from data_prep.commits import MANIFEST, WORK, Committed, done, publish, remove_shard, shard_files
-from data_prep.plan import HASH_CACHE, PLAN_NAME, Plan, PlannedShard, make_plan
+from data_prep.claims import HEARTBEAT, Claims, depart, enter, leave, stay
+from data_prep.commits import WORK, Committed, done, publish, remove_shard, shard_files
+from data_prep.hashing import forget_others, hash_inputs
+from data_prep.plan import PLAN_NAME, Plan, PlannedShard, make_plan, read_plan
 from data_prep.progress import Progress
 from data_prep.shards import differences
 from data_prep.stage import Input, Stage
-from data_prep.worker import POLL, Task, work_off, worker_main
+from data_prep.worker import POLL, Task, pause, taken_over, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
+from pipeline.shards import MANIFEST
 
 ALWAYS_ALLOWED = 3  # quarantined inputs that stop nobody; see allowed_failures
 
@@ -39,19 +42,67 @@ def prepare(stage: Stage, source: Path, folder: Path, workers: int, max_failures
     Raises UserError for a wrong source or an unwritable folder, RunFailed where too many inputs are bad or no worker is left.
     The dataset is complete only after ``finish.finish``.
     """
+    return _prepare(stage, source, folder, workers, max_failures, secrets.token_hex(4), stays=True)
+
+
+def assist(stage: Stage, source: Path, folder: Path, workers: int, max_failures: float, attempt: str) -> int:
+    """One of many that prepare ``folder`` together, on any number of machines; how many shards were to be built when it came.
+
+    All that share ``attempt`` (a word of hex digits) hash and plan together, once. It ends when others have claimed whatever is
+    left, so the shards may not all be there; ``complete`` is for the one who comes last.
+    """
+    try:
+        return _prepare(stage, source, folder, workers, max_failures, attempt, stays=False)[1]
+    finally:
+        (leave if (folder / MANIFEST).exists() else depart)(folder / WORK)
+
+
+def complete(
+    stage: Stage, source: Path, folder: Path, workers: int, max_failures: float, attempt: str
+) -> tuple[Plan, int]:
+    """As ``prepare``, after those who ``assist`` in the same attempt: it trusts their plan and builds what they left."""
+    return _prepare(stage, source, folder, workers, max_failures, attempt, stays=True)
+
+
+def _prepare(
+    stage: Stage, source: Path, folder: Path, workers: int, max_failures: float, attempt: str, stays: bool
+) -> tuple[Plan, int]:
     inputs = _scan(stage, source)  # before anything is written: a wrong --source leaves no trace
     work = _open_work(folder)
-    with Progress("hashing inputs", "files", 0) as progress:
-        plan = make_plan(stage, inputs, source, work / HASH_CACHE, workers, progress.update)
-    found = _settle(plan, folder, workers)
+    plan = _agree(stage, inputs, source, folder, workers, attempt)
+    found = {record.name: record for shard in plan.shards if (record := done(folder, shard)) is not None}
     missing = len(plan.shards) - len(found)
-    if missing:
-        (folder / MANIFEST).unlink(missing_ok=True)  # it names shards that are about to change
-        fsync_folder(folder)
     _refuse_too_many_bad(plan, found, max_failures)
     if missing:
-        _run(Task(stage, source, folder, plan.identity), plan, found, min(workers, missing), max_failures)
+        _run(Task(stage, source, folder, plan.identity, stays), plan, found, min(workers, missing), max_failures)
+    stay(work)
     return plan, missing
+
+
+def _agree(stage: Stage, inputs: list[Input], source: Path, folder: Path, workers: int, attempt: str) -> Plan:
+    """The attempt's plan: made and settled by one of those who take part, read by the others."""
+    work, claims = folder / WORK, Claims(folder / WORK)
+    agreed, hashed = work / f"agreed.{attempt}", None
+    try:
+        while not agreed.exists():
+            if hashed is None:
+                with Progress("hashing inputs", "files", 0) as progress:
+                    hashed = hash_inputs(inputs, source, work, attempt, workers, progress.update)
+            elif claims.take(agreed.name):
+                plan = make_plan(stage, hashed, source)
+                if not agreed.exists():
+                    _settle(plan, folder, workers)
+                    publish(work, agreed.name, plan.identity.encode())
+                claims.drop()
+                forget_others(work, attempt)
+            else:
+                time.sleep(POLL)
+    finally:
+        claims.close()
+    there = read_plan(folder)
+    if there is None or there.identity != agreed.read_text():
+        raise RunFailed(taken_over(folder))
+    return there
 
 
 def allowed_failures(inputs: int, fraction: float) -> int:
@@ -82,8 +133,8 @@ def _open_work(folder: Path) -> Path:
     return folder / WORK
 
 
-def _settle(plan: Plan, folder: Path, workers: int) -> dict[str, Committed]:
-    """Freeze the plan, drop what does not belong to it or is damaged; the records of the shards that are done, by name."""
+def _settle(plan: Plan, folder: Path, workers: int) -> None:
+    """Freeze the plan, and drop what does not belong to it or is damaged; every byte that is there is read."""
     if not (folder / PLAN_NAME).exists() or (folder / PLAN_NAME).read_bytes() != plan.to_json():
         (folder / MANIFEST).unlink(missing_ok=True)
         publish(folder, PLAN_NAME, plan.to_json())
@@ -91,25 +142,28 @@ def _settle(plan: Plan, folder: Path, workers: int) -> dict[str, Committed]:
     for name in {path.name.split(".", 1)[0] for path in folder.glob("*-[0-9]*.*")} - planned:
         remove_shard(folder, name)
 
-    def settled(shard: PlannedShard) -> Committed | None:
+    def settled(shard: PlannedShard) -> bool:
         record = done(folder, shard)
         if record is not None and differences(*shard_files(folder, shard.name), record.written):
             remove_shard(folder, shard.name)
-            return None
-        return record
+            record = None
+        return record is not None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        records = pool.map(settled, plan.shards)
-        return {record.name: record for record in records if record is not None}
+        if not all(pool.map(settled, plan.shards)):
+            (folder / MANIFEST).unlink(missing_ok=True)  # it names shards that are about to change
+            fsync_folder(folder)
 
 
 def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_failures: float) -> None:
-    """Run ``workers`` processes until every shard is committed, by them or by others that share the folder.
+    """Run ``workers`` processes until every shard is committed, by them or by others, or (see ``Task.stay``) they are of no use.
 
     With 0 the work is done in this process, where a debugger can follow it.
     """
     if workers == 0:
         work_off(task)
+        if not task.stay:
+            return
     context = multiprocessing.get_context("spawn")
     crew = []
     for _ in range(workers):
@@ -121,7 +175,7 @@ def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_
         sender.close()
         crew.append((process, receiver))
     try:
-        _supervise(task.folder, plan, found, crew, max_failures)
+        _supervise(task, plan, found, crew, max_failures)
     finally:
         for process, _ in crew:
             process.terminate()
@@ -129,15 +183,19 @@ def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_
             process.join()
 
 
-def _supervise(folder: Path, plan: Plan, found: dict[str, Committed], crew: list[Any], max_failures: float) -> None:
-    """Follow the commits as they appear in ``folder``; adds them to ``found``."""
+def _supervise(task: Task, plan: Plan, found: dict[str, Committed], crew: list[Any], max_failures: float) -> None:
+    """Follow the commits as they appear in the folder; adds them to ``found``."""
+    beat = time.monotonic()
     with Progress("preparing", "inputs", plan.inputs, sum(record.inputs for record in found.values())) as progress:
         while True:
-            alive = any(
-                process.is_alive() for process, _ in crew
-            )  # asked first: what a dying worker commits still counts
+            # asked first: what a dying worker commits still counts
+            alive = any(process.is_alive() for process, _ in crew)
+            looked = time.monotonic()
+            there = {
+                path.name for path in task.folder.iterdir()
+            }  # one request; asking for every shard would be thousands
             for shard in plan.shards:
-                if shard.name not in found and (record := done(folder, shard)) is not None:
+                if shard.name not in found and f"{shard.name}.json" in there and (record := done(task.folder, shard)):
                     found[shard.name] = record
             progress.update(sum(record.inputs for record in found.values()))
             _refuse_too_many_bad(plan, found, max_failures)
@@ -146,12 +204,17 @@ def _supervise(folder: Path, plan: Plan, found: dict[str, Committed], crew: list
             for _, receiver in crew:
                 _raise_what_is_told(receiver)
             if not alive:
-                codes = ", ".join(sorted({str(process.exitcode) for process, _ in crew}))
+                codes = {process.exitcode for process, _ in crew}
+                if not task.stay and 0 in codes:
+                    return  # others have the rest
                 raise RunFailed(
-                    f"all workers have ended (exit {codes}; -9 is a kill, often for want of memory) with "
-                    f"{len(plan.shards) - len(found)} of {len(plan.shards)} shards to go; the same command goes on from here."
+                    f"all workers have ended (exit {', '.join(sorted(map(str, codes)))}; -9 is a kill, often for want of memory) "
+                    f"with {len(plan.shards) - len(found)} of {len(plan.shards)} shards to go; the same command goes on from here."
                 )
-            time.sleep(POLL)
+            if time.monotonic() - beat > HEARTBEAT:
+                beat = time.monotonic()
+                stay(task.folder / WORK)
+            time.sleep(pause(looked))
 
 
 def _raise_what_is_told(receiver: Any) -> None:

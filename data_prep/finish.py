@@ -12,12 +12,12 @@ from typing import Any
 import xxhash
 
 from data_prep.claims import leave
-from data_prep.commits import MANIFEST, WORK, Committed, done, publish, read_committed, shard_files
+from data_prep.commits import WORK, Committed, done, publish, read_committed, shard_files
 from data_prep.plan import PLAN_NAME, Plan
 from data_prep.shards import difference, differences
 from data_prep.stage import Stage
 from pipeline.errors import RunFailed
-from pipeline.shards import FORMAT, SPLITS, read_manifest
+from pipeline.shards import FORMAT, MANIFEST, SPLITS, read_manifest, sealed, unsealed
 
 QUARANTINE = "quarantine.jsonl"
 CARD = "README.md"
@@ -26,8 +26,8 @@ CARD = "README.md"
 def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
     """Write quarantine list, card and manifest for fully committed shards; the quarantined inputs (input, split, reason).
 
-    ``manifest.json`` holds what ``pipeline.shards.read_manifest`` reads, and besides ``files`` (xxh3_128 of every other file) and
-    ``seal`` (xxh3_128 of the manifest without it), so that ``verify`` covers every byte. RunFailed where no training sample came out.
+    ``manifest.json`` holds what ``pipeline.shards.read_manifest`` reads, and besides ``files`` (xxh3_128 of every other file), so
+    that ``verify`` covers every byte. RunFailed where no training sample came out.
     """
     records = [_record(folder, shard.name, done(folder, shard)) for shard in plan.shards]
     samples = {split: sum(r.written.samples for r in records if r.split == split) for split in SPLITS}
@@ -81,14 +81,7 @@ def _manifest(plan: Plan, info: dict[str, Any], records: list[Committed], hashes
         "shards": shards,
         "files": hashes,
     }
-    return _dump({**tree, "seal": seal(tree)})
-
-
-def seal(tree: dict[str, Any]) -> str:
-    """xxh3_128 of a manifest without its seal."""
-    return xxhash.xxh3_128_hexdigest(
-        json.dumps({k: v for k, v in tree.items() if k != "seal"}, sort_keys=True).encode()
-    )
+    return sealed(tree)
 
 
 def card(
@@ -135,25 +128,13 @@ def unsound(folder: Path, hashes: dict[str, str]) -> list[str]:
 def verify(folder: Path) -> tuple[int, list[str]]:
     """Read every byte: the number of files looked at, and one sentence for each that is not intact. UserError without a manifest."""
     path = folder / MANIFEST
-    if path.is_file() and not _sealed(path.read_bytes()):
+    try:
+        hashes = unsealed(path.read_bytes())["files"] if path.is_file() else {}
+    except ValueError:
         return 1, [f"{MANIFEST} does not hold the bytes that were written"]
     manifest = read_manifest(folder)
-    hashes = json.loads(path.read_bytes())["files"]
     wrong = unsound(folder, hashes)
     for shard in manifest.shards:
         if (record := read_committed(folder, shard.name)) is not None:
             wrong += differences(*shard_files(folder, shard.name), record.written)
     return 1 + len(hashes) + 2 * len(manifest.shards), wrong
-
-
-def _sealed(raw: bytes) -> bool:
-    """Whether a manifest's seal is that of its content, and its layout the one that we write."""
-    try:
-        tree = json.loads(raw)
-        return tree["seal"] == seal(tree) and _dump(tree) == raw
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _dump(tree: dict[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()

@@ -10,22 +10,18 @@ import ast
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from data_prep.shards import file_hash
 from data_prep.stage import Input, InputFile, Stage
 from pipeline.errors import UserError
 from pipeline.shards import FORMAT, SPLITS
 
 PLAN_NAME = "plan.json"
-HASH_CACHE = "hashes.json"  # in the work folder: a restart does not read every input again
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,9 @@ def read_plan(folder: Path) -> Plan | None:
         return None
 
 
-def make_plan(
-    stage: Stage, scanned: list[Input], source: Path, cache: Path, workers: int, progress: Callable[[int, int], None]
-) -> Plan:
-    """Hash every scanned input and deal the inputs to shards. Raises UserError for a leak between splits.
-
-    ``progress`` is told the number of files hashed, and of all.
-    """
-    inputs = sorted(_hashed(scanned, source, cache, workers, progress), key=lambda item: (item.split, item.name))
+def make_plan(stage: Stage, hashed: Iterable[Input], source: Path) -> Plan:
+    """Deal hashed inputs to shards; the same plan from the same inputs, whoever makes it. UserError for a leak between splits."""
+    inputs = sorted(hashed, key=lambda item: (item.split, item.name))
     refuse_leaks(inputs, stage.leak_signature)
     code = code_version(stage.code)
     shards = []
@@ -184,40 +175,6 @@ def refuse_leaks(inputs: Iterable[Input], signature: Callable[[Input], str | Non
                     f"{lies.format(first.name)} in two splits, {first.split} and {item.split}: a model would be tested on what it "
                     "was trained on. Remove one; splits come from the folders, as the dataset's authors made them."
                 )
-
-
-def _hashed(
-    inputs: list[Input], source: Path, cache: Path, workers: int, progress: Callable[[int, int], None]
-) -> list[Input]:
-    """``inputs`` with every file's size and content hash; files whose stat the cache knows are not read again."""
-    try:
-        known: dict[str, list[Any]] = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    paths = [file.path for item in inputs for file in item.files]
-
-    def look(path: str) -> tuple[InputFile, list[Any]]:
-        try:
-            stat = (source / path).stat()
-            facts = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            entry = known.get(path)
-            digest = entry[-1] if entry is not None and entry[:-1] == facts else file_hash(source / path)
-            return InputFile(path, stat.st_size, digest), [*facts, digest]
-        except OSError:
-            return InputFile(path), []
-
-    files: dict[str, InputFile] = {}
-    fresh: dict[str, list[Any]] = {}
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # reading and hashing release the interpreter lock
-        for path, (file, entry) in zip(paths, pool.map(look, paths), strict=True):
-            files[path] = file
-            if entry:
-                fresh[path] = entry
-            progress(len(files), len(paths))
-    aside = cache.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(fresh))
-    aside.replace(cache)
-    return [Input(i.name, i.split, i.group, tuple(files[f.path] for f in i.files)) for i in inputs]
 
 
 def _compact(shard: PlannedShard) -> dict[str, Any]:

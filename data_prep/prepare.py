@@ -1,10 +1,14 @@
 """Make shards of a dataset, or look at how far that is, or prove that they are intact.
 
     python data_prep/prepare.py DATASET --source DIR [--recipe R] [--out DIR] [--workers N] [--max-failures F]
+    python data_prep/prepare.py DATASET --source DIR ... --cluster NAME [--tasks N] [--time H:MM:SS] [--wait]
     python data_prep/prepare.py DATASET [--recipe R] [--out DIR] --status | --verify
 
-The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else data/. The same command again goes on where
-it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed.
+The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else the profile's (with --cluster), else data/.
+The same command again goes on where it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed. With
+--cluster an array of SLURM tasks does the work; the same command again says where it stands, and sends tasks up to --tasks.
+
+The last line on stdout is the dataset's folder; with --cluster (and without --wait) the id of the job that completes it.
 """
 
 from __future__ import annotations
@@ -28,15 +32,15 @@ DATASETS = {"cocochorales": "data_prep.cocochorales"}  # modules with RECIPES, t
 def main() -> None:
     args = _parser().parse_args()
     stage = find_stage(args.dataset, args.recipe)
-    root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or "data")
+    root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or _data_of(args.cluster) or "data")
     folder = root / (stage.recipe if stage.codec is None else f"{stage.recipe}-{stage.codec}")
     again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe} --out {root}"
     if args.verify:
         _verify(folder, again)
     elif args.status:
-        from data_prep.status import show_status
-
-        show_status(folder)
+        _status(folder)
+    elif args.cluster:
+        _send(stage, args, folder, again)
     else:
         _prepare(stage, args, folder, again)
 
@@ -53,6 +57,15 @@ def find_stage(dataset: str, recipe: str | None) -> Stage:
     return recipes[name]
 
 
+def _data_of(cluster: str | None) -> str | None:
+    """The data root that a cluster's profile names."""
+    if cluster is None:
+        return None
+    from jobs.prepare_slurm import data_of
+
+    return data_of(cluster)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make shards of a dataset.")
     parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
@@ -63,32 +76,71 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         metavar="N",
         type=int,
-        default=os.cpu_count(),
-        help="processes (default: all cores; 0: none but this one)",
+        help="processes (default: all cores; 0: none but this one), with --cluster of each task (default: the profile's)",
     )
     parser.add_argument(
         "--max-failures", metavar="F", type=float, default=0.05, help="bad inputs allowed (default .05)"
     )
+    parser.add_argument("--cluster", metavar="NAME", help="on SLURM, with this profile of configs/clusters/")
+    parser.add_argument("--tasks", metavar="N", type=int, default=4, help="with --cluster: tasks at work (default 4)")
+    parser.add_argument("--time", metavar="H:MM:SS", help="with --cluster: time limit (default: the profile's)")
+    parser.add_argument("--wait", action="store_true", help="with --cluster: stay until it is complete")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--status", action="store_true", help="how far it is; starts nothing")
     what.add_argument("--verify", action="store_true", help="read every byte and compare; changes nothing")
     return parser
 
 
-def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
+def _check(args: argparse.Namespace, again: str) -> None:
     if args.source is None:
         raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
-    if args.workers < 0:
+    if args.workers is not None and args.workers < 0:
         raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
     if not 0 <= args.max_failures <= 1:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
+    if args.tasks < 1:
+        raise UserError(f"--tasks {args.tasks} is not a number of tasks; give 1 or more.")
+
+
+def _send(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
+    from jobs.prepare_slurm import Request, follow, send
+
+    _check(args, again)
+    if not args.source.is_dir():
+        raise UserError(f"{args.source} is not a folder; give the folder that {args.dataset} was unpacked into.")
+    source, folder = args.source.absolute(), folder.absolute()
+    job, lines = send(
+        Request(stage, source, folder, args.cluster, args.tasks, args.workers, args.time, args.max_failures)
+    )
+    print("\n".join(lines), file=sys.stderr)
+    if not args.wait:
+        print(f"How far it is: {again} --status", file=sys.stderr)
+        print(job)
+        return
+    for line in follow(folder):
+        print(line, file=sys.stderr, flush=True)
+    if not (folder / "manifest.json").is_file():
+        raise RunFailed(f"job {job} has ended and {folder} is not complete; {again} --status says why.")
+    print(folder)
+
+
+def _status(folder: Path) -> None:
+    from data_prep.status import show_status
+    from jobs.prepare_slurm import describe
+
+    show_status(folder, describe(folder.absolute()))
+
+
+def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
+    _check(args, again)
+    workers = os.cpu_count() or 1 if args.workers is None else args.workers
     from data_prep.engine import prepare  # late: --help and the user's mistakes answer at once
     from data_prep.finish import QUARANTINE, finish
     from data_prep.worker import mishap
 
     start = time.monotonic()
     try:
-        plan, built = prepare(stage, args.source, folder, args.workers, args.max_failures)
+        plan, built = prepare(stage, args.source, folder, workers, args.max_failures)
         quarantined = finish(stage, plan, folder)
     except OSError as error:
         raise RunFailed(mishap(error, folder)) from error

@@ -26,7 +26,8 @@ from data_prep.shards import ShardWriter, commit
 from data_prep.stage import BadInput, Input, Stage
 from pipeline.errors import RunFailed
 
-POLL = 0.2  # seconds between looks at shards that others have claimed
+POLL = 0.2  # seconds between looks at what others do, at least
+LOOKING = 0.1  # at most this share of the time is spent looking: a shared file system has many who look
 
 
 class InputChanged(RunFailed):
@@ -35,12 +36,16 @@ class InputChanged(RunFailed):
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know; pickled to it. ``plan`` is the identity of the plan it works on."""
+    """What a worker needs to know; pickled to it. ``plan`` is the identity of the plan it works on.
+
+    ``stay``: wait for what others have claimed, in case they die; else leave as soon as nothing is free.
+    """
 
     stage: Stage
     source: Path
     folder: Path
     plan: str
+    stay: bool = True
 
 
 def worker_main(task: Task, tell: Any) -> None:
@@ -59,18 +64,26 @@ def worker_main(task: Task, tell: Any) -> None:
 
 
 def work_off(task: Task) -> None:
-    """Claim and build shards until all are committed; waits for shards that other living processes have claimed."""
+    """Claim and build shards until all are committed, or (unless ``task.stay``) until others have claimed all that are left."""
     plan = read_plan(task.folder)
     if plan is None or plan.identity != task.plan:
-        raise RunFailed(_taken_over(task.folder))
+        raise RunFailed(taken_over(task.folder))
     claims = Claims(task.folder / WORK)
     try:
         waiting = sorted(plan.shards, key=lambda shard: -len(shard.inputs))  # large ones first: the end is even
         while waiting := [shard for shard in waiting if done(task.folder, shard) is None]:
+            looked = time.monotonic()
             if not sum(_take_and_build(task, shard, claims) for shard in waiting):
-                time.sleep(POLL)
+                if not task.stay:
+                    return
+                time.sleep(pause(looked))
     finally:
         claims.close()
+
+
+def pause(looked: float) -> float:
+    """Seconds to wait before the next look, given when (``time.monotonic``) the last one began."""
+    return max(POLL, (time.monotonic() - looked) / LOOKING)
 
 
 def _take_and_build(task: Task, shard: PlannedShard, claims: Claims) -> bool:
@@ -108,7 +121,7 @@ def build(task: Task, shard: PlannedShard, token: str) -> None:
             writer.add(key, fields)
         written = writer.finish()
         if _plan_identity(task.folder) != task.plan:
-            raise RunFailed(_taken_over(task.folder))
+            raise RunFailed(taken_over(task.folder))
         (task.folder / f"{shard.name}.json").unlink(
             missing_ok=True
         )  # a record of older content must not stand beside the new tar
@@ -157,5 +170,5 @@ def _plan_identity(folder: Path) -> str:
         return ""
 
 
-def _taken_over(folder: Path) -> str:
+def taken_over(folder: Path) -> str:
     return f"{folder / PLAN_NAME} has been removed, or replaced by a preparation with other inputs; one folder serves one of them."

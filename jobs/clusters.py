@@ -22,6 +22,7 @@ class Cluster(Section):
 
     scheduler: Literal["slurm", "local"]
     partition: str | None = None
+    cpu_partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None

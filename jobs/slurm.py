@@ -108,7 +108,11 @@ def parameters(batch: Batch, cluster: Cluster, request: Request) -> dict[str, An
         "gres": gres,
         "array_parallelism": len(batch.runs),
         "signal_delay_s": min(cluster.signal_seconds, limit * 60 // 4),  # a short job is not warned at its start
-        "setup": setup_lines(batch, cluster),
+        "setup": [
+            batch.find_run,
+            *setup_lines('"$RUN/code"', cluster),
+            'export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$RUN/logs/nccl_trace_rank_"',
+        ],
         "teardown": teardown_lines(),
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
         "wckey": None,
@@ -117,19 +121,20 @@ def parameters(batch: Batch, cluster: Cluster, request: Request) -> dict[str, An
     }
 
 
-def setup_lines(batch: Batch, cluster: Cluster) -> list[str]:
+def setup_lines(code: str, cluster: Cluster) -> list[str]:
     """Shell lines before srun; values are quoted, the profile's own ``setup`` lines are the user's words.
 
     What decides which code runs is fixed; the rest gives way to what the person who launches has exported.
+
+    Args:
+        code: the snapshot's folder as a shell word, quoted.
     """
     defaults = {"OMP_NUM_THREADS": str(max(1, cluster.cpus_per_gpu // 2)), **network(cluster), **cluster.environment}
     if cluster.weights:
         defaults["SLURMPHONY_WEIGHTS"] = cluster.weights
     return [
         *cluster.setup,
-        batch.find_run,
-        'export PYTHONPATH="$RUN/code" PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1',
-        'export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$RUN/logs/nccl_trace_rank_"',
+        f"export PYTHONPATH={code} PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1",
         *(f"export {name}=${{{name}:-{shlex.quote(value)}}}" for name, value in defaults.items()),
     ]
 

@@ -4,7 +4,7 @@
       train-000000.tar          plain WebDataset: members `<key>.<field>.<ext>` of one sample stand together
       train-000000.index.npy    one row a sample: where its members (tar headers included) lie, and their checksum
       ...                       likewise valid-*, test-*
-      manifest.json             written last; names every shard with its size and hash, and says what the data is
+      manifest.json             written last; names every shard with its size and hash, says what the data is, and is sealed by a hash
 
 Stock readers take the tars as a stream and cannot see a cut or a flipped header; this reader takes a sample with
 one read by the index and checks it, so a damaged sample is found when it is read and named. Arrays go from the file
@@ -36,6 +36,8 @@ INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u8"), ("xxh3_64", "<u8")])
 Entry = tuple[int, int, int]  # a row of the index: offset, size, checksum
 ENTRY = struct.Struct("<QQQ")
 BLOCK = 512  # tar's block size
+MANIFEST = "manifest.json"
+SEAL = b',\n "seal": "'  # what stands between a manifest's content and its hash
 
 
 class DamagedSample(Exception):
@@ -87,10 +89,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared dataset; UserError where the folder holds none or it is of another format."""
-    path = folder / "manifest.json"
+    """The manifest of a prepared dataset; UserError where the folder holds none, it is damaged, or of another format."""
+    path = folder / MANIFEST
     try:
-        tree = json.loads(path.read_text())
+        tree = unsealed(path.read_bytes())
         if tree["format"] != FORMAT:
             raise UserError(
                 f"{path} is of format {tree['format']}, this version reads {FORMAT}; prepare the dataset again."
@@ -98,11 +100,30 @@ def read_manifest(folder: Path) -> Manifest:
         shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
         return Manifest(folder, tree["dataset"], tree["recipe"], tree["codec"], tree["info"], shards)
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no prepared dataset (manifest.json is missing).") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no prepared dataset ({MANIFEST} is missing).") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}); run prepare.py again: it rewrites what is not intact."
         ) from None
+
+
+def sealed(tree: dict[str, Any]) -> bytes:
+    """A manifest's bytes: JSON whose last entry is the xxh3_128 of all the bytes before it."""
+    body = json.dumps(tree, indent=1, allow_nan=False).removesuffix("\n}").encode()
+    return body + _seal(body)
+
+
+def unsealed(raw: bytes) -> dict[str, Any]:
+    """What was sealed; ValueError where any bit of it, or of the seal, is not as it was written."""
+    body, found, _ = raw.rpartition(SEAL)
+    if not found or raw[len(body) :] != _seal(body):
+        raise ValueError("its content does not have the hash that it ends in")
+    tree: dict[str, Any] = json.loads(body + b"}")
+    return tree
+
+
+def _seal(body: bytes) -> bytes:
+    return SEAL + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n}\n'
 
 
 class ShardReader:

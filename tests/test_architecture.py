@@ -13,6 +13,7 @@ SHARED_MODELS = {"models.blocks", "models.codecs", "models.features", "models.me
 LOGIN_NODE = [
     "jobs.launch",
     "jobs.slurm",
+    "jobs.prepare_slurm",
     "jobs.cancel",
     "pipeline.runs",
     "monitoring.dashboard",
@@ -20,6 +21,7 @@ LOGIN_NODE = [
     "data_prep.demo",
 ]
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
+QUEUES_JOBS = {"data_prep/prepare.py": {"jobs.prepare_slurm"}}  # the command, and nothing of what the jobs run
 
 
 def sources():
@@ -52,7 +54,7 @@ def allowed(path: Path) -> set[str]:
             own = {f"models.{rest[0]}"} if len(rest) > 1 else {"models"}
             return {"pipeline"} | SHARED_MODELS | own
         case "data_prep":
-            return {"pipeline", "data_prep"} | FOR_PREPARATION
+            return {"pipeline", "data_prep"} | FOR_PREPARATION | QUEUES_JOBS.get("/".join([folder, *rest]), set())
         case "monitoring":
             return {"pipeline", "monitoring"}
         case "sync":

@@ -4,8 +4,11 @@ It can be told, by the environment, to be slow (LIGHT_SLEEP, seconds an input) s
 very process die by SIGKILL before or after its n-th durable step, whatever that step is.
 """
 
+import hashlib
 import os
+import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,23 +71,57 @@ def write_source(folder: Path, count: int = 18) -> Path:
     return folder
 
 
-class Steps:
-    """Counts this process' durable steps (fsync, rename, unlink) and, at the ``at``-th, dies before or after it."""
+def tree(folder: Path) -> dict[str, str]:
+    """Every file's sha256, hidden ones included."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
 
-    def __init__(self, at: int | None = None, after: bool = False) -> None:
-        self.count, self.at, self.after = 0, at, after
+
+class Steps:
+    """Counts this process' durable steps (fsync, rename, unlink) and dies by SIGKILL at the ``at``-th: "before", "during" or "after" it."""
+
+    def __init__(self, at: int | None = None, when: str = "before") -> None:
+        self.count, self.at, self.when = 0, at, when
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self._counting(getattr(os, name)))
 
     def _counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
             self.count += 1
-            if self.count == self.at and not self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self.count == self.at:
+                match self.when:
+                    case "before":
+                        die()
+                    case "during":  # the step lets other threads run while the kernel is at it
+                        threading.Thread(target=die, args=[random.uniform(0, 1e-4)]).start()
             try:
                 return step(*args, **options)
             finally:
                 if self.count == self.at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    die()
 
         return counted
+
+
+def die(after: float = 0.0) -> None:
+    time.sleep(after)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Run ``work`` in a forked process; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """A forked process' exit code once it has ended; a signal's number negated."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -45,6 +45,7 @@ def test_mistakes_are_one_sentence(corpus, tmp_path):
         *PREPARE, "--source", tmp_path / "empty", "--out", tmp_path / "out"
     )
     assert "--workers -1" in mistake(*PREPARE, "--source", corpus, "--workers", -1)
+    assert "--tasks 0 is not a number" in mistake(*PREPARE, "--source", corpus, "--cluster", "practice", "--tasks", 0)
     assert "--max-failures 7.0 is not a fraction" in mistake(*PREPARE, "--source", corpus, "--max-failures", 7)
     assert "holds no plan" in mistake(*PREPARE, "--status", "--out", tmp_path)
     assert "holds no prepared dataset" in mistake(*PREPARE, "--verify", "--out", tmp_path)

@@ -1,9 +1,7 @@
 """Same bytes however many work on it and die over it; exactly what changed is built again; nothing is left behind."""
 
 import dataclasses
-import hashlib
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,21 +17,15 @@ from data_prep import claims
 from data_prep.commits import WORK, read_committed, shard_files
 from data_prep.engine import allowed_failures, prepare
 from data_prep.finish import finish, verify
+from data_prep.hashing import hash_inputs
 from data_prep.plan import code_version, make_plan, read_plan
 from data_prep.shards import differences
 from data_prep.worker import InputChanged, Task, work_off
 from pipeline.errors import RunFailed, UserError
-from tests.data_prep.light_stage import LightStage, Steps, write_source
+from tests.data_prep.light_stage import LightStage, Steps, ended, fork, tree, write_source
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = LightStage("light", 3)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file's sha256, hidden ones included."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
-    }
 
 
 def build(
@@ -64,19 +56,6 @@ def start(source: Path, folder: Path, workers: int, sleep: float = 0.0) -> subpr
     return subprocess.Popen(line, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run ``work`` in a forked process; its wait status."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(pid, 0)[1]
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_number_of_workers_does_not_show(source, whole, tmp_path, workers):
     process = start(source, tmp_path / "light", workers)
@@ -84,24 +63,10 @@ def test_the_number_of_workers_does_not_show(source, whole, tmp_path, workers):
     assert tree(tmp_path / "light") == whole
 
 
-def test_killing_everything_at_random_moments_changes_nothing(source, whole, tmp_path):
-    rng = random.Random(7)
-    folder = tmp_path / "light"
-    for _ in range(5):
-        process = start(source, folder, 2, sleep=0.05)
-        time.sleep(rng.uniform(0.4, 1.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (folder / "manifest.json").exists() or tree(folder) == whole
-    process = start(source, folder, 2)
-    assert process.wait(120) == 0, process.stderr.read()
-    assert tree(folder) == whole
-
-
 def test_a_killed_worker_is_replaced_by_the_others(source, whole, tmp_path):
     process = start(source, tmp_path / "light", 2, sleep=0.1)
     deadline = time.monotonic() + 60
-    while not (token := next((p.read_text() for p in (tmp_path / "light" / WORK).glob("*.claim")), "")):
+    while not (token := next((p.read_text() for p in (tmp_path / "light" / WORK).glob("train-*.claim")), "")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(int(token.split("~")[1]), signal.SIGKILL)
@@ -112,7 +77,9 @@ def test_a_killed_worker_is_replaced_by_the_others(source, whole, tmp_path):
 def test_workers_end_with_their_supervisor(source, tmp_path):
     process = start(source, tmp_path / "light", 2, sleep=2)
     deadline = time.monotonic() + 60
-    while len(crew := psutil.Process(process.pid).children(recursive=True)) < 2 or not list(tmp_path.rglob("*.claim")):
+    while len(crew := psutil.Process(process.pid).children(recursive=True)) < 2 or not list(
+        tmp_path.rglob("train-*.claim")
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
@@ -138,13 +105,14 @@ def make_plan_in(source: Path, folder: Path) -> str:
     """Freeze the plan as ``prepare`` does, and no more."""
     from data_prep.engine import _open_work, _settle
 
-    plan = make_plan(STAGE, STAGE.scan(source), source, _open_work(folder) / "hashes.json", 1, lambda *_: None)
+    hashed = hash_inputs(STAGE.scan(source), source, _open_work(folder), "test", 1, lambda *_: None)
+    plan = make_plan(STAGE, hashed, source)
     _settle(plan, folder, 1)
     return plan.identity
 
 
-@pytest.mark.parametrize(("after", "older"), [(False, False), (True, False), (True, True)])
-def test_death_at_every_durable_step_of_a_worker(few, tmp_path, after, older):
+@pytest.mark.parametrize(("when", "older"), [("before", False), ("after", False), ("after", True)])
+def test_death_at_every_durable_step_of_a_worker(few, tmp_path, when, older):
     """Before or after each fsync, rename and unlink of the first shards: what is committed is whole, and the next attempt ends
     with the same bytes; also where shards of an older recipe lie there, to be replaced."""
     source, whole = few
@@ -157,10 +125,10 @@ def test_death_at_every_durable_step_of_a_worker(few, tmp_path, after, older):
 
         def work(at=at, folder=folder):
             plan = make_plan_in(source, folder)
-            Steps(at, after)
+            Steps(at, when)
             work_off(Task(STAGE, source, folder, plan))
 
-        assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
+        assert ended(fork(work)) == -signal.SIGKILL
         for path in folder.glob("*.tar"):
             record = read_committed(folder, path.stem)
             assert record is None or differences(*shard_files(folder, path.stem), record.written) == [], at
@@ -177,7 +145,7 @@ def test_death_at_every_durable_step_of_the_whole_command(few, tmp_path):
         build(source, tmp_path / "counted")
         steps.write_text(str(counter.count))
 
-    assert in_child(count) == 0
+    assert ended(fork(count)) == 0
     last = int(steps.read_text())
     assert last > 30
     for at in (
@@ -187,10 +155,10 @@ def test_death_at_every_durable_step_of_the_whole_command(few, tmp_path):
         folder = tmp_path / str(at)
 
         def work(at=at, folder=folder):
-            Steps(at, after=True)
+            Steps(at, "after")
             build(source, folder)
 
-        assert os.WTERMSIG(in_child(work)) == signal.SIGKILL, at
+        assert ended(fork(work)) == -signal.SIGKILL, at
         assert not (folder / "manifest.json").exists() or verify(folder)[1] == []
         build(source, folder)
         assert tree(folder) == whole, at
@@ -217,6 +185,14 @@ def changed_shards(folder: Path, change: Callable[[], LightStage | None], source
     return changed
 
 
+class OtherCode(LightStage):
+    code = ("data_prep.shards:ShardWriter", "data_prep.shards:file_hash")
+
+
+class OtherWeights(LightStage):
+    codec_hash = "0123"
+
+
 def test_exactly_what_depends_on_a_change_is_built_again(tmp_path):
     source, folder = write_source(tmp_path / "source"), tmp_path / "light"
     build(source, folder)
@@ -239,6 +215,9 @@ def test_exactly_what_depends_on_a_change_is_built_again(tmp_path):
         (folder / where["n002"]).write_bytes(raw)
 
     assert changed_shards(folder, damage, source) == {where["n002"]}
+    assert changed_shards(folder, lambda: OtherCode("light", 3), source) == everything
+    assert changed_shards(folder, lambda: STAGE, source) == everything
+    assert changed_shards(folder, lambda: OtherWeights("light", 3), source) == everything
     assert changed_shards(folder, lambda: dataclasses.replace(STAGE, rows=41), source) == everything
     fresh = tmp_path / "fresh"
     build(source, fresh, dataclasses.replace(STAGE, rows=41))
@@ -385,6 +364,19 @@ def test_claims_of_the_dead_are_taken_and_those_of_the_living_are_not(tmp_path):
     first.close()
     second.close()
     assert not list(tmp_path.glob("*.clock"))
+
+
+def test_the_work_folder_goes_with_the_last_one_wherever_the_others_are(tmp_path):
+    work = tmp_path / WORK
+    claims.enter(work)
+    far = work / "elsewhere~1~1.here"
+    far.touch()
+    claims.leave(work)
+    assert sorted(path.name for path in work.iterdir()) == [far.name], "it has been heard of within a minute"
+    claims.enter(work)
+    os.utime(far, (1, 1))
+    claims.leave(work)
+    assert not work.exists()
 
 
 def test_verify_names_every_kind_of_damage(source, tmp_path):

@@ -1,6 +1,5 @@
 """Launching as a user types it: one sentence for a mistake, the same run found again, changes recorded."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -10,6 +9,7 @@ import pytest
 
 from jobs.preflight import permission_problems
 from pipeline.runs import RunFolder, list_runs
+from pipeline.shards import MANIFEST, sealed, unsealed
 from tests.conftest import command
 
 TINY = [
@@ -153,8 +153,8 @@ def test_missing_data_names_the_prepare_command(tmp_path):
 def test_shards_of_another_dataset_are_refused(demo_data, tmp_path):
     folder = tmp_path / "cocochorales_simple_demo"
     shutil.copytree(demo_data / "cocochorales_simple_demo", folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "recipe": "slakh_stems"}))
+    manifest = unsealed((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_bytes(sealed({**manifest, "recipe": "slakh_stems"}))
     done = launch("dismix_demo", data=tmp_path, runs=tmp_path / "runs")
     assert done.returncode == 2 and "holds shards of slakh_stems" in done.stderr and "prepare" in done.stderr
 

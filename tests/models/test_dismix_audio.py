@@ -1,7 +1,6 @@
 """Judges, figures and audio of DisMix on a tiny prepared dataset and on the user's own files."""
 
 import argparse
-import json
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from models.dismix.generate import add_arguments, generate
 from models.dismix.judges import Recipe, trained_judges
 from models.dismix.showing import held, mel_spec, note_name
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.shards import MANIFEST, read_manifest, sealed, unsealed
 from tests.models.helpers import build, info, load
 from tests.pipeline.shard_factory import write_dataset
 
@@ -37,9 +36,9 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for split, shards in {"train": [4], "valid": [9], "test": [3, 4]}.items():
         write_dataset(folder, shards, split, sample)
-    tree = json.loads((folder / "manifest.json").read_text())
+    tree = unsealed((folder / MANIFEST).read_bytes())
     tree["info"] = info("dismix_demo")
-    (folder / "manifest.json").write_text(json.dumps(tree))
+    (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.shards import FORMAT, INDEX_DTYPE, Manifest, read_manifest
+from pipeline.shards import FORMAT, INDEX_DTYPE, Manifest, read_manifest, sealed, unsealed
 
 Sample = dict[str, Any]  # arrays by field; anything else is written as JSON
 
@@ -32,13 +32,13 @@ def write_dataset(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    tree = json.loads(path.read_text()) if path.exists() else _empty()
+    tree = unsealed(path.read_bytes()) if path.exists() else _empty()
     first = 0
     for number, count in enumerate(shards):
         samples = [(f"{i:09d}", make(i)) for i in range(first, first + count)]
         tree["shards"].append(write_shard(folder, f"{split}-{number:06d}", split, samples))
         first += count
-    path.write_text(json.dumps(tree))
+    path.write_bytes(sealed(tree))
     return read_manifest(folder)
 
 

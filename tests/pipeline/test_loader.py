@@ -60,7 +60,7 @@ def assert_equal(ours, theirs):
 # -- one sequence ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("world", "workers"), [*itertools.product((1, 2, 4, 8), (0, 1)), (2, 4)])
+@pytest.mark.parametrize(("world", "workers"), [*itertools.product((1, 2, 4, 8), (0, 1, 4))])
 def test_the_same_sequence_for_every_world_size_and_number_of_workers(manifest, world, workers):
     assert_equal(batches(manifest, 8, world, workers=workers), batches(manifest, 8))
 
@@ -120,6 +120,18 @@ def test_stop_anywhere_and_go_on_with_another_world_size(manifest, legs, ahead):
     assert seen == ids(batches(manifest, len(seen) // 16)) if seen else True
     for epoch in range(len(seen) // COUNT):
         assert sorted(seen[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
+
+
+def test_an_epoch_over_every_combination_of_world_size_and_workers(manifest):
+    """Stopped twelve times in the middle of what was read ahead, each time gone on elsewhere: 0 lost, 0 seen twice."""
+    seen, position = [], 0
+    for world, workers in itertools.product((8, 1, 4, 2), (4, 0, 1)):
+        seen += ids(batches(manifest, 3, world, batch_size=8, workers=workers, position=position))
+        position = Loader(manifest, "train", batch_size=8, seed=5, position=position).state_after(3)["position"]
+    assert position == len(seen) == 288
+    for epoch in range(3):
+        assert sorted(seen[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
+    assert seen == ids(batches(manifest, 36, batch_size=8))
 
 
 def test_going_on_with_another_batch_size_and_workers(manifest):

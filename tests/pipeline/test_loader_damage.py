@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from shard_factory import numbered, write_dataset, write_shard
 
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
 from pipeline.samples import STAND_INS, stand_ins
-from pipeline.shards import BLOCK, DamagedSample, ShardReader, decode, members, read_manifest
+from pipeline.shards import (
+    BLOCK,
+    MANIFEST,
+    DamagedSample,
+    ShardReader,
+    decode,
+    members,
+    read_manifest,
+    sealed,
+    unsealed,
+)
 
 SHARDS = [17, 1, 40, 30]
 COUNT = sum(SHARDS)
@@ -179,12 +189,10 @@ def replaced_by(manifest, number, sample):
     """The dataset with one sample (of the first shard) written anew, checksums and all."""
     made = [numbered(i) for i in range(SHARDS[0])]
     made[number] = {field: value for field, value in sample.items() if value is not None}
-    tree = (manifest.folder / "manifest.json").read_text()
+    tree = unsealed((manifest.folder / MANIFEST).read_bytes())
     line = write_shard(manifest.folder, "train-000000", "train", [(f"{i:09d}", one) for i, one in enumerate(made)])
-    old = manifest.shards[0]
-    for name in ("tar_hash", "index_hash", "tar_size"):
-        tree = tree.replace(str(getattr(old, name)), str(line[name]), 1)
-    (manifest.folder / "manifest.json").write_text(tree)
+    tree["shards"][0] = line
+    (manifest.folder / MANIFEST).write_bytes(sealed(tree))
     return read_manifest(manifest.folder)
 
 
@@ -241,37 +249,61 @@ def survey(folder, info, expected):
     return found
 
 
-def test_a_cut_at_every_block_is_found(tmp_path):
-    manifest = write_dataset(tmp_path, [5])
+def test_a_cut_at_every_block_is_found_and_ends_nothing(tmp_path):
+    manifest = write_dataset(tmp_path, [5, 2])
     path, expected = tmp_path / "train-000000.tar", [numbered(i) for i in range(5)]
     whole = path.read_bytes()
     assert not survey(tmp_path, manifest.shards[0], expected)
     for size in range(0, len(whole), BLOCK):
         path.write_bytes(whole[:size])
         assert survey(tmp_path, manifest.shards[0], expected), size
+        training_goes_on(manifest)
 
 
 def flips_are_found(tmp_path, count):
     manifest = write_dataset(tmp_path, [6, 2])
     expected = [numbered(i) for i in range(6)]
-    paths = [tmp_path / "train-000000.tar", tmp_path / "train-000000.index.npy"]
+    paths = [tmp_path / name for name in ("train-000000.tar", "train-000000.index.npy", MANIFEST)]
     draw = random.Random(1)
     for _ in range(count):
-        path = draw.choices(paths, [4, 1])[0]
+        path = draw.choices(paths, [4, 1, 1])[0]
         whole = path.read_bytes()
         flip(path, draw.randrange(len(whole)), draw.randrange(8))
-        assert survey(tmp_path, manifest.shards[0], expected)
-        with Loader(manifest, "train", batch_size=8) as loader:  # nor does it end the training
-            for batch in itertools.islice(loader, 2):
-                for number, mel in zip(batch["id"].tolist(), batch["mel"].numpy(), strict=True):
-                    assert np.array_equal(mel, numbered(number)["mel"])
+        if path.name == MANIFEST:
+            with pytest.raises(UserError, match=r"manifest\.json is damaged .* run prepare\.py again"):
+                read_manifest(tmp_path)
+        else:
+            assert survey(tmp_path, manifest.shards[0], expected)
+            training_goes_on(manifest)
         path.write_bytes(whole)
 
 
+def training_goes_on(manifest):
+    with Loader(manifest, "train", batch_size=8) as loader:
+        for batch in itertools.islice(loader, 2):
+            for number, mel in zip(batch["id"].tolist(), batch["mel"].numpy(), strict=True):
+                assert np.array_equal(mel, numbered(number)["mel"])
+
+
 def test_random_flips_are_all_found_and_end_nothing(tmp_path):
-    flips_are_found(tmp_path, 60)
+    flips_are_found(tmp_path, 100)
 
 
 @pytest.mark.soak
 def test_a_thousand_random_flips_are_all_found_and_end_nothing(tmp_path):
     flips_are_found(tmp_path, 1000)
+
+
+def test_a_manifest_is_read_only_when_every_byte_is_as_written(tmp_path):
+    write_dataset(tmp_path, [3])
+    path = tmp_path / MANIFEST
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(UserError, match="is damaged"):
+            read_manifest(tmp_path)
+        path.write_bytes(whole[:at])
+        with pytest.raises(UserError, match="is damaged"):
+            read_manifest(tmp_path)
+    path.write_bytes(whole)
+    assert read_manifest(tmp_path).samples("train") == 3
