@@ -30,6 +30,7 @@ SAMPLE_RATES = {  # Hz; the codecs, and what each works at
     "music2latent": (44100,),
 }
 ANALYTIC = ("mdct", "meldct")
+MEL_CODECS = ("meldct", "audioldm2")
 
 
 def check_codec(name: str) -> None:

@@ -26,7 +26,7 @@ class Codec(ABC):
     weights_hash: str | None = None
 
     def __init__(self, sample_rate: int, hop: int, channels: int, device: str) -> None:
-        self.sample_rate, self.hop, self.channels = sample_rate, hop, channels
+        self.sample_rate, self.hop, self.channels = int(sample_rate), int(hop), int(channels)
         self.device = torch.device(device)
 
     @abstractmethod
