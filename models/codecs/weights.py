@@ -26,8 +26,8 @@ ENVIRONMENT = "SLURMPHONY_WEIGHTS"
 class WeightFile:
     """``path`` relative to the manifest's folder; ``size`` in bytes.
 
-    ``sha256`` is the one that publishers name, ``xxh3_128`` the one that is checked at every load. ``verified_by`` says against what
-    the first was held when the file came: a pinned hash, the server's word, or nothing (then it is the first one seen).
+    ``sha256`` is the one that publishers name, ``xxh3_128`` the one that is checked at every load. ``said_by``: who named the first
+    when the file came; where nobody did, it is the first one seen.
     """
 
     path: str
@@ -35,7 +35,7 @@ class WeightFile:
     size: int
     sha256: str
     xxh3_128: str
-    verified_by: str
+    said_by: str
 
 
 @dataclass(frozen=True)
