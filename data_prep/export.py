@@ -52,6 +52,7 @@ def export(manifest: Manifest, split: str, path: Path) -> int:
         raise UserError(f"{manifest.folder} has no samples in {split}.")
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        aside.touch()  # tells in plain words what HDF5 would tell in its own
         with h5py.File(aside, "w") as file:
             file.attrs["info"] = json.dumps(manifest.info, sort_keys=True)
             file.attrs["identity"] = manifest.identity
