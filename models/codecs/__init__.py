@@ -76,5 +76,8 @@ def load_codec(
         module = importlib.import_module(f"models.codecs.{name}")
     except ModuleNotFoundError as error:
         raise UserError(f"codec {name} needs the package {error.name}; type: make setup") from error
-    codec: Codec = module.load(weights_folder, device, sample_rate)
+    import torch
+
+    with torch.inference_mode(False):  # else weights loaded while generating could never pass gradients in training
+        codec: Codec = module.load(weights_folder, device, sample_rate)
     return codec

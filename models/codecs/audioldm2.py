@@ -55,19 +55,19 @@ class AudioLdm2(MelCodec):
             posterior = self.vae.encode(flat.transpose(-1, -2)[:, None]).latent_dist
             return posterior.mode() * self.scaling
 
-        return flattened(rows, mels.to(self.device), 2)
+        return flattened(rows, self._taken(mels), 2)
 
     def decode_mel(self, latent: Tensor) -> Tensor:
         def rows(flat: Tensor) -> Tensor:
             mels: Tensor = self.vae.decode(flat / self.scaling).sample
             return mels[:, 0].transpose(-1, -2)
 
-        return flattened(rows, latent.to(self.device), 3)
+        return flattened(rows, self._taken(latent), 3)
 
     def vocode(self, mels: Tensor) -> Tensor:
         """The vocoder's kernels reach a little beyond the last frame; what they add there is cut off."""
         samples = mels.shape[-1] * self.mel.hop
-        return flattened(lambda flat: self.vocoder(flat.transpose(-1, -2))[:, :samples], mels.to(self.device), 2)
+        return flattened(lambda flat: self.vocoder(flat.transpose(-1, -2))[:, :samples], self._taken(mels), 2)
 
 
 def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:

@@ -41,6 +41,10 @@ class Codec(ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """The way back: (..., *latent_shape) -> (..., samples)."""
 
+    def _taken(self, tensor: Tensor) -> Tensor:
+        """On the codec's device, and float32 at least: latents are stored as float16, and models may give bfloat16."""
+        return tensor.to(self.device, torch.promote_types(tensor.dtype, torch.float32))
+
 
 class MelCodec(Codec):
     """A codec between log-mels and latents. The waveform is on the far side of the mel: ``encode`` and ``decode`` go all the way."""
@@ -60,7 +64,7 @@ class MelCodec(Codec):
         """(..., bands, frames) log-mel -> (..., frames * mel hop) waveform."""
 
     def encode(self, wave: Tensor) -> Tensor:
-        return self.encode_mel(log_mel(wave.to(self.device), self.mel))
+        return self.encode_mel(log_mel(self._taken(wave), self.mel))
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.vocode(self.decode_mel(latent))

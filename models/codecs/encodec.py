@@ -43,10 +43,10 @@ class Encodec(Codec):
 
     @torch.no_grad()
     def encode(self, wave: Tensor) -> Tensor:
-        return flattened(lambda flat: self.encoder(flat[:, None]), wave.to(self.device), 1)
+        return flattened(lambda flat: self.encoder(flat[:, None]), self._taken(wave), 1)
 
     def decode(self, latent: Tensor) -> Tensor:
-        return flattened(lambda flat: self.decoder(flat)[:, 0], latent.to(self.device), 2)
+        return flattened(lambda flat: self.decoder(flat)[:, 0], self._taken(latent), 2)
 
 
 def check_name(path: Path, sha256: str) -> None:

@@ -54,14 +54,16 @@ class Mdct(Codec):
         super().__init__(sample_rate, shape.hop, shape.channels, device)
 
     def encode(self, wave: Tensor) -> Tensor:
-        wave = wave.to(self.device)
+        wave = self._taken(wave)
         wave = torch.nn.functional.pad(wave, (0, -wave.shape[-1] % self.hop))
         blocks = _rotate(wave.unflatten(-1, (-1, self.hop)), 1.0)
-        return (blocks @ self._basis(wave.dtype)).transpose(-1, -2)
+        with torch.autocast(self.device.type, enabled=False):  # exact also where models compute in bfloat16
+            return (blocks @ self._basis(wave.dtype)).transpose(-1, -2)
 
     def decode(self, latent: Tensor) -> Tensor:
-        latent = latent.to(self.device)
-        blocks = latent.transpose(-1, -2) @ self._basis(latent.dtype).T
+        latent = self._taken(latent)
+        with torch.autocast(self.device.type, enabled=False):
+            blocks = latent.transpose(-1, -2) @ self._basis(latent.dtype).T
         return _rotate(blocks, -1.0).flatten(-2)
 
     def latent_shape(self, samples: int) -> tuple[int, ...]:
@@ -92,6 +94,7 @@ def _rotate(blocks: Tensor, sense: float) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # what is kept here must serve training too, whoever asked first
 def _dct_iv(size: int, kept: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The first ``kept`` columns of the orthonormal DCT-IV of ``size`` points: (size, kept)."""
     place = torch.arange(size, dtype=torch.float64) + 0.5

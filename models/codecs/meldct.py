@@ -37,19 +37,21 @@ class MelDct(MelCodec):
 
     def encode_mel(self, mels: Tensor) -> Tensor:
         """Raises ValueError where T or F is no multiple of 4."""
-        mels = mels.to(self.device)
+        mels = self._taken(mels)
         if mels.shape[-1] % PATCH or mels.shape[-2] % PATCH:
             raise ValueError(f"a mel of {tuple(mels.shape[-2:])} does not divide into patches of {PATCH} by {PATCH}")
         patches = mels.transpose(-1, -2).unflatten(-1, (-1, PATCH)).unflatten(-3, (-1, PATCH))  # (..., T/4, 4, F/4, 4)
-        return torch.einsum("...atbf,ctf->...cab", patches, self._basis(mels.dtype))
+        with torch.autocast(self.device.type, enabled=False):  # exact also where models compute in bfloat16
+            return torch.einsum("...atbf,ctf->...cab", patches, self._basis(mels.dtype))
 
     def decode_mel(self, latent: Tensor) -> Tensor:
-        latent = latent.to(self.device)
-        patches = torch.einsum("...cab,ctf->...atbf", latent, self._basis(latent.dtype))
+        latent = self._taken(latent)
+        with torch.autocast(self.device.type, enabled=False):
+            patches = torch.einsum("...cab,ctf->...atbf", latent, self._basis(latent.dtype))
         return patches.flatten(-2).flatten(-3, -2).transpose(-1, -2)
 
     def vocode(self, mels: Tensor) -> Tensor:
-        return waveform(mels.to(self.device), self.mel)
+        return waveform(self._taken(mels), self.mel)
 
     def latent_shape(self, samples: int) -> tuple[int, ...]:
         return self.channels, samples // self.hop, self.mel.bands // PATCH
@@ -63,6 +65,7 @@ def load(weights_folder: Path | None, device: str, sample_rate: int) -> MelDct:
 
 
 @functools.cache
+@torch.inference_mode(False)  # what is kept here must serve training too, whoever asked first
 def _patch_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The kept products of two orthonormal DCT-II vectors: (channels, time, frequency)."""
     place = torch.arange(PATCH, dtype=torch.float64)

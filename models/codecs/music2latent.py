@@ -57,7 +57,7 @@ class Music2Latent(Codec):
         frames = self.latent_shape(wave.shape[-1])[1]
         if not frames:
             raise ValueError(f"{wave.shape[-1]} samples are too short for music2latent; it needs {LEAD_IN + self.hop}")
-        whole = wave[..., : frames * self.hop + LEAD_IN].to(self.device)
+        whole = self._taken(wave[..., : frames * self.hop + LEAD_IN])
         return flattened(lambda flat: self.model.encoder(to_representation_encoder(flat)) / sigma_rescale, whole, 1)
 
     @torch.no_grad()
@@ -74,9 +74,9 @@ class Music2Latent(Codec):
         def rows(flat: Tensor) -> Tensor:
             start = noise.expand(len(flat), -1, -1, -1)
             wave: Tensor = to_waveform(reverse_diffusion(self.model, start, 1, latents=flat * sigma_rescale))
-            return wave.to(self.device)
+            return self._taken(wave)
 
-        return flattened(rows, latent.to(self.device), 2)
+        return flattened(rows, self._taken(latent), 2)
 
 
 def load(weights_folder: Path | None, device: str, sample_rate: int) -> Music2Latent:

@@ -85,6 +85,27 @@ def test_gradients_pass_through_the_analytic_codecs_both_ways():
         torch.testing.assert_close(latent.grad, latent.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("lower", [torch.float16, torch.bfloat16])
+def test_stored_and_mixed_precision_cost_nothing_beyond_their_own_rounding(lower):
+    codec, mels = load_codec("mdct", sample_rate=24000), MelDct()
+    latent, patches = torch.randn(128, 5).to(lower), torch.randn(8, 5, 16).to(lower)
+    wave, mel = codec.decode(latent.float()), mels.decode_mel(patches.float())
+    assert (codec.decode(latent) == wave).all() and (mels.decode_mel(patches) == mel).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (codec.decode(latent) == wave).all() and (mels.decode_mel(patches) == mel).all()
+        assert codec.encode(wave).dtype == mels.encode_mel(mel).dtype == torch.float32
+
+
+def test_what_inference_asked_for_first_serves_training():
+    codec, mels = Mdct(44100, shape=MdctShape(24, 7)), MelDct()
+    with torch.inference_mode():
+        codec.encode(torch.zeros(48, dtype=torch.float64))
+        mels.decode_mel(torch.zeros(8, 1, 1, dtype=torch.float64))
+    latent, patches = (torch.ones(s, dtype=torch.float64, requires_grad=True) for s in ((7, 2), (8, 1, 1)))
+    (codec.decode(latent).sum() + mels.decode_mel(patches).sum()).backward()
+    assert latent.grad is not None and patches.grad is not None
+
+
 def test_meldct_has_the_shapes_of_the_vae():
     codec = load_codec("meldct")
     mel = torch.randn(2, 4, 64, 400)
