@@ -182,7 +182,9 @@ class LatentStage(Stage):
         return latents
 
     def _loaded(self) -> Codec:
-        return _codec(self.codec_name, self.of.sample_rate)
+        return _codec(
+            self.codec_name, self.of.sample_rate, None if self.weights is None else self.weights.folder.parent
+        )
 
 
 def latent_stage(folder: Path, codec: str) -> LatentStage:
@@ -273,8 +275,11 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _codec(name: str, sample_rate: int) -> Codec:
-    """One a process. Analytic codecs stay on the CPU: the transfer would cost more than the work."""
+def _codec(name: str, sample_rate: int, weights_folder: Path | None) -> Codec:
+    """One a process, from the folder that the plan was made with, whatever this process' environment names.
+
+    Analytic codecs stay on the CPU: the transfer would cost more than the work.
+    """
     import torch
 
     from models.codecs import load_codec
@@ -283,7 +288,7 @@ def _codec(name: str, sample_rate: int) -> Codec:
     if name not in ANALYTIC and torch.cuda.is_available():
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"
         torch.backends.cudnn.deterministic = True
-    return load_codec(name, device=device, sample_rate=sample_rate)
+    return load_codec(name, weights_folder, device, sample_rate)
 
 
 @contextmanager

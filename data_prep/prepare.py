@@ -16,6 +16,7 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,13 +45,22 @@ def main() -> None:
 
         show_status(folder)
     else:
-        _check_numbers(args)
-        if args.source is None and args.codec is None:
-            raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
-        if args.source is not None:
-            _prepare(stage, args.source, root / stage.recipe, args)
-        if args.codec is not None:
-            _prepare_latents(root / stage.recipe, folder, args, again)
+        _check(args, again)
+        for made, source, where in _steps(stage, args, root, again):
+            _prepare(made, source, where, args)
+
+
+def _steps(stage: Stage, args: argparse.Namespace, root: Path, again: str) -> Iterator[tuple[Stage, Path, Path]]:
+    """What is made of what, and where, one after the other: shards of the source where one is given, then latents of the shards."""
+    shards = root / stage.recipe
+    if args.source is not None:
+        yield stage, args.source, shards
+    if args.codec is not None:
+        if not (shards / "manifest.json").is_file():
+            raise UserError(f"no prepared data in {shards} to make latents of; make both with: {again} --source DIR")
+        from data_prep.latents import latent_stage  # late: what it looks at may just have been made
+
+        yield latent_stage(shards, args.codec), shards, root / f"{stage.recipe}-{args.codec}"
 
 
 def find_stage(dataset: str, recipe: str | None) -> Stage:
@@ -88,19 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, again: str) -> None:
+    if args.source is None and args.codec is None:
+        raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
     if not 0 <= args.max_failures <= 1:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
-
-
-def _prepare_latents(shards: Path, folder: Path, args: argparse.Namespace, again: str) -> None:
-    if not (shards / "manifest.json").is_file():
-        raise UserError(f"no prepared data in {shards} to make latents of; make both with: {again} --source DIR")
-    from data_prep.latents import latent_stage
-
-    _prepare(latent_stage(shards, args.codec), shards, folder, args)
 
 
 def _prepare(stage: Stage, source: Path, folder: Path, args: argparse.Namespace) -> None:

@@ -57,10 +57,9 @@ class Weights:
 
 
 def weights_root(given: Path | None = None) -> Path | None:
-    """``given``, else $SLURMPHONY_WEIGHTS, else None."""
-    if given is not None:
-        return given
-    return Path(named) if (named := os.environ.get(ENVIRONMENT)) else None
+    """``given``, else $SLURMPHONY_WEIGHTS, else None; absolute, because others may look from another folder."""
+    named = given or os.environ.get(ENVIRONMENT)
+    return Path(named).absolute() if named else None
 
 
 def fetch_command(name: str, root: Path | None = None) -> str:
