@@ -1,12 +1,14 @@
 """Make shards of a dataset, or look at how far that is, or prove that they are intact.
 
-    python data_prep/prepare.py DATASET --source DIR [--recipe R] [--out DIR] [--workers N] [--max-failures F]
-    python data_prep/prepare.py DATASET --source DIR ... --cluster NAME [--tasks N] [--time H:MM:SS] [--wait]
-    python data_prep/prepare.py DATASET [--recipe R] [--out DIR] --status | --verify
+    python data_prep/prepare.py DATASET --source DIR [--recipe R] [--codec C] [--out DIR] [--workers N] [--max-failures F]
+    python data_prep/prepare.py DATASET [--recipe R] --codec C [--out DIR] [--workers N]
+    python data_prep/prepare.py DATASET ... --cluster NAME [--tasks N] [--time H:MM:SS] [--wait]
+    python data_prep/prepare.py DATASET [--recipe R] [--codec C] [--out DIR] --status | --verify
 
 The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else the profile's (with --cluster), else data/.
-The same command again goes on where it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed. With
---cluster an array of SLURM tasks does the work; the same command again says where it stands, and sends tasks up to --tasks.
+With --codec, latents are made of those shards in <data root>/<recipe>-<codec>/; the first line makes both. The same command again goes on
+where it stopped, and rebuilds what is damaged or whose inputs, recipe, code or codec weights have changed. With --cluster an array of
+SLURM tasks does the work; the same command again says where it stands, and sends tasks up to --tasks.
 
 The last line on stdout is the dataset's folder; with --cluster (and without --wait) the id of the job that completes it.
 """
@@ -18,9 +20,11 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.codecs import SAMPLE_RATES, check_codec
 from pipeline.errors import RunFailed, UserError, nearest, run_command
 
 if TYPE_CHECKING:
@@ -33,16 +37,35 @@ def main() -> None:
     args = _parser().parse_args()
     stage = find_stage(args.dataset, args.recipe)
     root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or _data_of(args.cluster) or "data")
-    folder = root / (stage.recipe if stage.codec is None else f"{stage.recipe}-{stage.codec}")
-    again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe} --out {root}"
+    if args.codec is not None:
+        check_codec(args.codec)
+    folder = root / (stage.recipe if args.codec is None else f"{stage.recipe}-{args.codec}")
+    codec = "" if args.codec is None else f" --codec {args.codec}"
+    again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe}{codec} --out {root}"
     if args.verify:
         _verify(folder, again)
     elif args.status:
         _status(folder)
-    elif args.cluster:
-        _send(stage, args, folder, again)
     else:
-        _prepare(stage, args, folder, again)
+        _check(args, again)
+        for made, source, where in _steps(stage, args, root, again):
+            if args.cluster:
+                _send(made, source, where, args, again)
+            else:
+                _prepare(made, source, where, args)
+
+
+def _steps(stage: Stage, args: argparse.Namespace, root: Path, again: str) -> Iterator[tuple[Stage, Path, Path]]:
+    """What is made of what, and where, one after the other: shards of the source where one is given, then latents of the shards."""
+    shards = root / stage.recipe
+    if args.source is not None:
+        yield stage, args.source, shards
+    if args.codec is not None:
+        if not (shards / "manifest.json").is_file():
+            raise UserError(f"no prepared data in {shards} to make latents of; make both with: {again} --source DIR")
+        from data_prep.latents import latent_stage  # late: what it looks at may just have been made
+
+        yield latent_stage(shards, args.codec), shards, root / f"{stage.recipe}-{args.codec}"
 
 
 def find_stage(dataset: str, recipe: str | None) -> Stage:
@@ -71,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--source", metavar="DIR", type=Path, help="where the dataset lies")
     parser.add_argument("--recipe", metavar="R", help="what is cut out of it (default: the dataset's first)")
+    parser.add_argument("--codec", metavar="C", help=f"make latents of the shards: {', '.join(SAMPLE_RATES)}")
     parser.add_argument("--out", metavar="DIR", type=Path, help="data root (default: $SLURMPHONY_DATA, else data)")
     parser.add_argument(
         "--workers",
@@ -92,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace, again: str) -> None:
-    if args.source is None:
+    if args.source is None and args.codec is None:
         raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
     if args.workers is not None and args.workers < 0:
         raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
@@ -100,15 +124,18 @@ def _check(args: argparse.Namespace, again: str) -> None:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
     if args.tasks < 1:
         raise UserError(f"--tasks {args.tasks} is not a number of tasks; give 1 or more.")
+    if args.source is not None and not args.source.is_dir():
+        raise UserError(f"{args.source} is not a folder; give the folder that {args.dataset} was unpacked into.")
+    if args.cluster and args.source is not None and args.codec is not None and not args.wait:
+        raise UserError(
+            "with --cluster, --source and --codec are two jobs, one after the other: add --wait, or make the shards first."
+        )
 
 
-def _send(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
+def _send(stage: Stage, source: Path, folder: Path, args: argparse.Namespace, again: str) -> None:
     from jobs.prepare_slurm import Request, follow, send
 
-    _check(args, again)
-    if not args.source.is_dir():
-        raise UserError(f"{args.source} is not a folder; give the folder that {args.dataset} was unpacked into.")
-    source, folder = args.source.absolute(), folder.absolute()
+    source, folder = source.absolute(), folder.absolute()
     job, lines = send(
         Request(stage, source, folder, args.cluster, args.tasks, args.workers, args.time, args.max_failures)
     )
@@ -131,8 +158,7 @@ def _status(folder: Path) -> None:
     show_status(folder, describe(folder.absolute()))
 
 
-def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
-    _check(args, again)
+def _prepare(stage: Stage, source: Path, folder: Path, args: argparse.Namespace) -> None:
     workers = os.cpu_count() or 1 if args.workers is None else args.workers
     from data_prep.engine import prepare  # late: --help and the user's mistakes answer at once
     from data_prep.finish import QUARANTINE, finish
@@ -140,7 +166,7 @@ def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -
 
     start = time.monotonic()
     try:
-        plan, built = prepare(stage, args.source, folder, workers, args.max_failures)
+        plan, built = prepare(stage, source, folder, workers, args.max_failures)
         quarantined = finish(stage, plan, folder)
     except OSError as error:
         raise RunFailed(mishap(error, folder)) from error

@@ -178,12 +178,15 @@ def _queue(request: Request, cluster: Cluster, attempt: str, role: Role, tasks: 
 
 
 def _parameters(request: Request, cluster: Cluster, workers: int, after: str | None) -> dict[str, Any]:
-    """submitit's parameters: one task of ``workers`` CPUs, and no GPU."""
+    """submitit's parameters: one task of ``workers`` CPUs; a GPU only for a codec that has weights, which is slow without."""
+    on_gpu = request.stage.codec_hash is not None
+    cpu_partition = None if on_gpu else cluster.cpu_partition
     optional = {
-        "partition": cluster.cpu_partition or cluster.partition,
+        "gres": f"gpu:{cluster.gpu_type}:1" if cluster.gpu_type and on_gpu else "gpu:1" if on_gpu else None,
+        "partition": cpu_partition or cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
-        "constraint": None if cluster.cpu_partition else cluster.constraint,
+        "constraint": None if cpu_partition else cluster.constraint,
     }
     additional: dict[str, Any] = {"requeue": True}
     if after:  # in whatever way they end: it completes what they left

@@ -19,6 +19,8 @@ LOGIN_NODE = [
     "monitoring.dashboard",
     "data_prep.prepare",
     "data_prep.demo",
+    "data_prep.latents",
+    "data_prep.fetch_weights",
 ]
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
 QUEUES_JOBS = {"data_prep/prepare.py": {"jobs.prepare_slurm"}}  # the command, and nothing of what the jobs run
