@@ -42,17 +42,13 @@ class FabricEngine(Accumulation):
         model.mark_forward_method("training_step")
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if self._averaging:
-            return self._model.training_step(batch, step)
-        with self._fabric.no_backward_sync(self._model):
+        # Autocast explicitly: on one device Fabric passes a marked method through without it.
+        with self._fabric.autocast(), self._fabric.no_backward_sync(self._model, enabled=not self._averaging):
             return self._model.training_step(batch, step)
 
     def backward(self, loss: Tensor) -> None:
-        if self._averaging:
+        with self._fabric.no_backward_sync(self._model, enabled=not self._averaging):
             self._fabric.backward(loss)
-        else:
-            with self._fabric.no_backward_sync(self._model):
-                self._fabric.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -77,8 +78,6 @@ class Sharded:
 
     def _load_states(self, stored: Checkpoint) -> None:
         """Each rank takes its share of every moment and average; one whole tensor at a time is in memory."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         present, read = stored.parts.names(), stored.parts.tensor
         for number, parameter in enumerate(self._parameters):
             names = {key: self._state_name(number, key) for key in self._partition.moments}
@@ -86,7 +85,7 @@ class Sharded:
                 names[AVERAGE] = f"{AVERAGE}.{self._names[parameter]}"
             for key, name in names.items():
                 if name in present:  # a parameter that never had a gradient has no moments
-                    safe_set_full_optimizer_state(parameter, read(name).to(self._fabric.device), key)
+                    self._partition.set_state(parameter, key, read(name))
         for key in self._partition.counters:
             counts = [read(name) for i in range(len(self._parameters)) if (name := self._state_name(i, key)) in present]
             if counts:
@@ -259,6 +258,24 @@ class _Partition:
     def averages(self) -> tuple[list[Tensor], list[Tensor]]:
         """This rank's averages and the weights they follow, pairwise."""
         return [self._optimizer.state[flat][AVERAGE] for flat in self._flat], [flat.detach() for flat in self._flat]
+
+    def set_state(self, parameter: nn.Parameter, key: str, whole: Tensor) -> None:
+        """Take this rank's part of a state. Stage 3 cuts the parameter into equal parts, the last of them padded.
+
+        DeepSpeed's own way from whole to part overruns where the number of ranks does not divide the parameter (0.19.8).
+        """
+        from deepspeed.utils import (
+            safe_get_local_optimizer_state,
+            safe_set_full_optimizer_state,
+            safe_set_local_optimizer_state,
+        )
+
+        if self._stage < 3:
+            safe_set_full_optimizer_state(parameter, whole.to(parameter.device), key)
+            return
+        size = safe_get_local_optimizer_state(parameter, key).numel()
+        part = whole.flatten()[size * dist.get_rank() : size * (dist.get_rank() + 1)].to(parameter.device)
+        safe_set_local_optimizer_state(parameter, nn.functional.pad(part, (0, size - part.numel())), key)
 
     def set_counter(self, key: str, value: float) -> None:
         for flat in self._flat:

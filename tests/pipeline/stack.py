@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline import shared_checkpoint
 from pipeline.config import ModelSection, RunConfig, parse_config
 from pipeline.control import StopFlag
 from pipeline.distributed import make_fabric
-from pipeline.rng import KeyedRandom
 from pipeline.runs import RunFolder
 from pipeline.shards import read_manifest
 from pipeline.train_module import TrainModule
@@ -44,7 +46,8 @@ class Stack(TrainModule):
         noise = 0.01 * self.random.normal("stack", batch["position"], (3, 5))
         self.seen += 1
         loss = self._error(batch, noise)
-        return {"loss": loss * float("nan") if step == self.poison else loss}
+        autocast = torch.tensor(float(torch.is_autocast_enabled("cpu")))
+        return {"loss": loss * float("nan") if step == self.poison else loss, "autocast": autocast}
 
     def validation_step(self, batch, step):
         return {"loss": self._error(batch)}
@@ -53,13 +56,16 @@ class Stack(TrainModule):
         (folder / "loss.txt").write_text(str(float(self._error(batch))))
 
 
+STEPS = 12
+
+
 def config_of(**trainer: Any) -> RunConfig:
     tree = {
         "model": {"system": "stack"},
         "data": {"recipe": "toy", "batch_size": 8},
         "optimizer": {"lr": 0.01, "weight_decay": 0.1, "schedule": {"name": "cosine", "warmup_steps": 3, "decay_steps": 40}},
         "trainer": {
-            "max_steps": 12, "log_every": 1, "save_every": 4, "validate_every": 6, "ema": 0.9, "grad_clip": 1.0, **trainer,
+            "max_steps": STEPS, "log_every": 1, "save_every": 4, "validate_every": 6, "ema": 0.9, "grad_clip": 1.0, **trainer,
         },
     }  # fmt: skip
     return parse_config(tree, ModelSection, "test")
@@ -78,3 +84,19 @@ def trainer_of(world: World, data: str, path: str, poison: int = 0, **section: A
 def train(world: World, data: str, path: str, section: dict[str, Any], poison: int = 0) -> str:
     """One attempt of this rank; the name of what ended it."""
     return trainer_of(world, data, path, poison, **section).fit().name
+
+
+def die_while_saving(world: World, data: str, path: str, section: dict[str, Any]) -> str:
+    """Like ``train``, but rank 1 is killed at the second checkpoint, when half of its file is there."""
+    real, saves = shared_checkpoint.write_tensors, []
+
+    def write(file: Path, tensors: Any) -> Any:
+        saves.append(file)
+        entry = real(file, tensors)
+        if len(saves) == 2 and world.rank == 1:
+            os.truncate(file, file.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return entry
+
+    shared_checkpoint.write_tensors = write
+    return train(world, data, path, section)

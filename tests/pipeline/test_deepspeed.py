@@ -1,0 +1,171 @@
+"""ZeRO 1, 2 and 3 on real ranks: the same function as data parallelism, checkpoints that survive and that anything can go on from."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import checkpoint
+from pipeline.journal import read_journals
+from pipeline.runs import RunFolder
+from tests.pipeline.ranks import run_ranks
+from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.stack import STEPS, die_while_saving, train
+
+STAGES = (1, 2, 3)
+
+
+class Lab:
+    """Runs of the stack on one small dataset; those that nobody changes are trained once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.data = root, str(root / "data")
+        write_dataset(root / "data", [23, 14])
+        write_dataset(root / "data", [9], split="valid")  # in batches of 8: one rank has none of the last
+        self.kept: dict[str, RunFolder] = {}
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(self.root / name / "00000000")
+
+    def go(self, name: str, ranks: int = 2, stage: int | None = None, work: Any = train, **section: Any) -> list[Any]:
+        """One attempt; stage None is data parallelism. Exit codes."""
+        if stage:
+            section |= {"strategy": "deepspeed", "deepspeed": {"stage": stage}}
+        codes, _ = run_ranks(ranks, self.root / "stores", work, self.data, str(self.run(name).path), section)
+        return codes
+
+    def whole(self, stage: int | None) -> RunFolder:
+        """An undisturbed run on two ranks."""
+        name = f"whole-{stage or 'ddp'}"
+        if name not in self.kept:
+            assert self.go(name, stage=stage, sample_every=6) == [0, 0]
+            self.kept[name] = self.run(name)
+        return self.kept[name]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("zero"))
+
+
+def values(run: RunFolder, name: str) -> dict[int, float]:
+    return {p.step: p.metrics[name] for p in read_journals(run.metrics) if name in p.metrics}
+
+
+def hashes(run: RunFolder, step: int = STEPS) -> dict[str, str]:
+    manifest = checkpoint.read_json(run.checkpoints / checkpoint.folder_name(step) / checkpoint.MANIFEST)
+    return {name: entry["xxh3_128"] for name, entry in manifest["files"].items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_computes_what_data_parallelism_computes(lab, stage):
+    plain, sharded = lab.whole(None), lab.whole(stage)
+    for name in ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss"):
+        assert values(sharded, name) == pytest.approx(values(plain, name), rel=1e-5), name
+    shown = [float((run.samples / "step_000000012" / "loss.txt").read_text()) for run in (plain, sharded)]
+    assert shown[1] == pytest.approx(shown[0], rel=1e-5), "samples are made with the averaged weights"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_holds_what_data_parallelism_would_write(lab, stage):
+    """Whole tensors under the same names, in one file a rank."""
+    plain, sharded = (
+        checkpoint.load(lab.whole(s).checkpoints / checkpoint.folder_name(STEPS)).parts for s in (None, stage)
+    )
+    assert sharded.names() == plain.names() and set(sharded) == set(plain)
+    for name in sorted(plain.names()):
+        torch.testing.assert_close(sharded.tensor(name), plain.tensor(name), rtol=1e-3, atol=1e-5, msg=name)
+    assert sharded["optimizer.main"]["param_groups"] == plain["optimizer.main"]["param_groups"]
+    folder = lab.whole(stage).checkpoints / checkpoint.folder_name(STEPS)
+    files = {p.name: p.stat().st_size for p in folder.iterdir()}
+    assert set(files) == {
+        "MANIFEST.json", "state.json", "shard-00001-of-00002.safetensors", "shard-00002-of-00002.safetensors",
+    }  # fmt: skip
+    sizes = [size for name, size in files.items() if name.startswith("shard")]
+    assert max(sizes) < 1.3 * min(sizes), "each rank writes its share"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_in_pieces_is_the_run_in_one_bit_for_bit(lab, stage):
+    for steps in (4, STEPS):
+        assert lab.go(f"pieces-{stage}", stage=stage, max_steps=steps, validate_every=6) == [0, 0]
+    pieces = lab.run(f"pieces-{stage}")
+    assert values(pieces, "train/loss") == values(lab.whole(stage), "train/loss")
+    assert hashes(pieces) == hashes(lab.whole(stage))
+
+
+def test_another_number_of_ranks_another_stage_and_plain_data_parallelism_go_on(lab):
+    for steps, ranks, stage in ((3, 2, 3), (5, 1, 3), (7, 2, 1), (9, 2, None), (STEPS, 2, 2)):
+        assert lab.go("changing", ranks, stage, max_steps=steps) == [0] * ranks
+    losses = values(lab.run("changing"), "train/loss")
+    assert losses == pytest.approx(values(lab.whole(None), "train/loss"), rel=1e-3)
+    assert len(losses) == STEPS
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_micro_batches_are_the_whole_batch(lab, stage):
+    """Two uneven pieces of each rank's four samples."""
+    assert lab.go(f"micro-{stage}", stage=stage, micro_batch=3, max_steps=6) == [0, 0]
+    whole = {step: loss for step, loss in values(lab.whole(stage), "train/loss").items() if step <= 6}
+    assert values(lab.run(f"micro-{stage}"), "train/loss") == pytest.approx(whole, rel=1e-4)
+
+
+def test_bfloat16_means_autocast_here_too(lab):
+    for name, stage, ranks in (("plain-bf16", None, 1), ("ddp-bf16", None, 2), ("zero-bf16", 3, 2)):
+        assert lab.go(name, ranks, stage, precision="bf16", max_steps=4) == [0] * ranks
+        assert set(values(lab.run(name), "train/autocast").values()) == {1.0}, name
+        assert values(lab.run(name), "train/loss")[4] == pytest.approx(
+            values(lab.whole(None), "train/loss")[4], rel=1e-2
+        )
+    weights = checkpoint.load(lab.run("zero-bf16").checkpoints / checkpoint.folder_name(4)).parts["model"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_gradient_that_is_not_finite_ends_the_run_in_a_sentence_on_all_ranks(lab, stage):
+    assert lab.go(f"poisoned-{stage}", stage=stage, work=poisoned) == [1, 1]
+    run = lab.run(f"poisoned-{stage}")
+    assert "the gradient is not finite at step 6; lower optimizer.lr" in run.last_end()["message"]
+    assert checkpoint.steps(run.checkpoints) == [4]
+
+
+def poisoned(world, data, path, section):
+    return train(world, data, path, section, poison=6)
+
+
+def test_killed_while_saving_goes_on_from_the_one_before_and_ends_with_the_same_bits(lab):
+    codes = lab.go("killed", stage=3, work=die_while_saving, validate_every=6)
+    assert -9 in codes, codes
+    run = lab.run("killed")
+    assert checkpoint.steps(run.checkpoints) == [4] and list(run.checkpoints.glob(f"{checkpoint.TEMPORARY}*"))
+    assert lab.go("killed", stage=3, validate_every=6) == [0, 0]
+    assert hashes(run) == hashes(lab.whole(3)) and not list(run.checkpoints.glob(f"{checkpoint.TEMPORARY}*"))
+
+
+def test_damage_in_one_shard_is_named_and_all_ranks_go_on_from_the_one_before(lab):
+    shutil.copytree(lab.whole(2).path, lab.run("damaged").path)
+    run = lab.run("damaged")
+    shard = run.checkpoints / checkpoint.folder_name(STEPS) / "shard-00002-of-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-9] ^= 1
+    shard.write_bytes(bytes(data))
+    before = hashes(lab.whole(2))
+    assert lab.go("damaged", stage=2, validate_every=6) == [0, 0]
+    (rejected,) = [e["message"] for e in run.history() if e["event"] == "checkpoint_rejected"]
+    assert "shard-00002-of-00002.safetensors is not the bytes that were written" in rejected
+    assert [e["after_step"] for e in run.history() if e["event"] == "attempt"] == [0, 8]
+    assert hashes(run) == before
+
+
+def test_what_we_know_of_deepspeed_inside_is_still_so():
+    """``pipeline.zero`` uses these names beside DeepSpeed's public ones; a new version that lacks one fails here first."""
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    assert "deepspeed_shm_comm" in __compatible_ops__
+    assert callable(DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state)
+    assert callable(DeepSpeedZeroOptimizer_Stage3._set_fp32_optimizer_param_groups)
+    assert callable(DeepSpeedZeroOptimizer_Stage3._clear_fp32_optimizer_param_groups)
