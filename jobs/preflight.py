@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def problems(config: RunConfig, world_size: int, runs: Path) -> list[str]:
             f"the global batch (data.batch_size = {batch}) does not divide by {world_size} processes; "
             f"use {', '.join(divisors)} processes, or --set data.batch_size={-(-batch // world_size) * world_size}."
         )
+    if config.trainer.strategy == "deepspeed" and world_size > 1 and importlib.util.find_spec("deepspeed") is None:
+        found.append("DeepSpeed is not installed here; on Linux make setup installs it, or launch with --strategy ddp.")
     place = runs
     while not os.path.exists(place):  # noqa: PTH110  Path.exists raises where a parent may not be searched
         place = place.parent

@@ -280,7 +280,7 @@ def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tens
     folder = run / "checkpoints"
     newest, _ = load_newest(folder) if folder.is_dir() else (None, [])
     if newest is None:
-        raise UserError(f"{run} has no checkpoint to start from; finish that run first.")
+        raise UserError(f"{run} has no checkpoint yet; launch it again and let it save one.")
     averages = newest.parts.get("ema", {}) if averaged else {}
     return {**newest.parts["model"], **averages}, newest.step
 

@@ -65,7 +65,8 @@ def config_of(**trainer: Any) -> RunConfig:
         "data": {"recipe": "toy", "batch_size": 8},
         "optimizer": {"lr": 0.01, "weight_decay": 0.1, "schedule": {"name": "cosine", "warmup_steps": 3, "decay_steps": 40}},
         "trainer": {
-            "max_steps": STEPS, "log_every": 1, "save_every": 4, "validate_every": 6, "ema": 0.9, "grad_clip": 1.0, **trainer,
+            "max_steps": STEPS, "log_every": 1, "save_every": 4, "validate_every": 6, "ema": 0.9, "grad_clip": 1.0,
+            "keep": {"last": 3}, **trainer,
         },
     }  # fmt: skip
     return parse_config(tree, ModelSection, "test")
