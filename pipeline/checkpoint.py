@@ -49,7 +49,7 @@ class Checkpoint:
     """``parts``: nested state dicts by name (model, ema, optimizer.main...); ``state``: JSON facts, of them ``step``.
 
     In a part that is to be saved a function may stand for a tensor: it is called when its turn comes, so that what is spread over
-    ranks is gathered one tensor at a time. The parts of a loaded checkpoint are ``StoredParts``.
+    ranks is gathered one tensor at a time.
     """
 
     step: int
@@ -88,6 +88,13 @@ class StoredParts(Mapping[str, Any]):
     def names(self) -> set[str]:
         """Full names of all tensors."""
         return set(self._files)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint(Checkpoint):
+    """A checkpoint that was loaded."""
+
+    parts: StoredParts
 
 
 def folder_name(step: int) -> str:
@@ -156,13 +163,13 @@ def commit(aside: Path, final: Path, entries: dict[str, Entry], state: dict[str,
     fsync_folder(final.parent)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> StoredCheckpoint:
     """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
     verify(path)
     try:
         state = json.loads((path / "state.json").read_text())
         parts = StoredParts(path, state.pop("parts"))
-        return Checkpoint(state["step"], parts, state)
+        return StoredCheckpoint(state["step"], parts, state)
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise BadCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
 
@@ -187,7 +194,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)))
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest good checkpoint, and a sentence for each newer one that was bad and has been set aside."""
     rejected: list[str] = []
     for step in reversed(steps(folder)):

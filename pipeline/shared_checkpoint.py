@@ -23,7 +23,6 @@ from pipeline.checkpoint import (
     commit,
     folder_name,
     take_leaves,
-    tensor_of,
     write_tensors,
 )
 from pipeline.distributed import Agreement
@@ -72,7 +71,7 @@ def _own_share(leaves: dict[str, Leaf], rank: int, ranks: int) -> dict[str, Tens
         owner = kept.index(min(kept))
         kept[owner] += tensor.nbytes
         if owner == rank:
-            share[name] = tensor_of(tensor).clone()
+            share[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return share
 
 

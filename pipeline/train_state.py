@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, StoredCheckpoint
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
@@ -28,7 +28,7 @@ Optimizers = dict[str, torch.optim.Optimizer]
 class TrainState(Protocol):
     """What the loop needs of it. All ranks call the same methods in the same order."""
 
-    def begin(self, stored: Checkpoint | None) -> tuple[Engine, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
         """Take over a checkpoint and make ready for training; what ``TrainModule.optimize`` is given."""
 
     def set_learning_rate(self, step: int) -> float:
@@ -74,14 +74,14 @@ class Replicated:
         self._rates = LearningRates(self._optimizers, config)
         self._ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
 
-    def begin(self, stored: Checkpoint | None) -> tuple[Engine, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
         if stored:
             self._load(stored)
         wrapped, *optimizers = self._fabric.setup(self._module, *self._optimizers.values())
         engine = FabricEngine(self._fabric, wrapped, self._config.trainer.micro_batch)
         return engine, dict(zip(self._optimizers, optimizers, strict=True))
 
-    def _load(self, stored: Checkpoint) -> None:
+    def _load(self, stored: StoredCheckpoint) -> None:
         self._module.load_state_dict(stored.parts["model"])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(stored.parts[f"optimizer.{name}"])

@@ -115,9 +115,9 @@ class Trainer:
 
     # -- where the run stands -----------------------------------------------------------------------------------
 
-    def _restore(self) -> checkpoints.Checkpoint | None:
+    def _restore(self) -> checkpoints.StoredCheckpoint | None:
         """The newest good checkpoint, if any; rank 0 decides which one that is and the others follow."""
-        found: checkpoints.Checkpoint | None = None
+        found: checkpoints.StoredCheckpoint | None = None
         if self.reporter:
             checkpoints.sweep(self.run.checkpoints)
             found, rejected = checkpoints.load_newest(self.run.checkpoints)

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, StoredCheckpoint
 from pipeline.config import RunConfig, TrainerSection
 from pipeline.distributed import Agreement
 from pipeline.ema import warmed_up
@@ -51,14 +51,13 @@ class Sharded:
             raise UserError(f"DeepSpeed steps one optimizer, not {', '.join(optimizers)}: set trainer.strategy=ddp.")
         ((self._name, self._optimizer),) = optimizers.items()
         self._rates = LearningRates(optimizers, config)
-        self._groups = self._optimizer.state_dict()[
-            "param_groups"
-        ]  # of whole parameters: DeepSpeed puts its own in their place
+        # As they are of whole parameters: DeepSpeed puts its own in their place.
+        self._groups = self._optimizer.state_dict()["param_groups"]
         self._parameters: list[nn.Parameter] = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._saved_names = list(module.state_dict())
         self._names = {parameter: name for name, parameter in module.named_parameters()}
 
-    def begin(self, stored: Checkpoint | None) -> tuple[Engine, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
         section = self._config.trainer
         if stored:
             self._module.load_state_dict(stored.parts["model"])
@@ -76,7 +75,7 @@ class Sharded:
             self._load_states(stored)
         return ZeroEngine(self._engine, section, self._fabric.device), {self._name: self._optimizer}
 
-    def _load_states(self, stored: Checkpoint) -> None:
+    def _load_states(self, stored: StoredCheckpoint) -> None:
         """Each rank takes its share of every moment and average; one whole tensor at a time is in memory."""
         present, read = stored.parts.names(), stored.parts.tensor
         for number, parameter in enumerate(self._parameters):
@@ -292,9 +291,8 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     if device.type == "cpu":
         __compatible_ops__["deepspeed_shm_comm"] = False  # a minute of C++ compiler for tests on gloo
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning
-    )  # its calls, each of them
+    # Each of its calls would warn.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     return deepspeed
 
 

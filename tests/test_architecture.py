@@ -14,6 +14,7 @@ LOGIN_NODE = [
     "jobs.launch",
     "jobs.slurm",
     "jobs.cancel",
+    "jobs.export",
     "pipeline.runs",
     "monitoring.dashboard",
     "data_prep.prepare",

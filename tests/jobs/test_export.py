@@ -85,16 +85,14 @@ def test_a_write_that_fails_leaves_the_older_file(run, tmp_path):
 
 def test_zero_killed_finished_by_one_process_and_exported(demo_data, tmp_path):
     """The launcher and all ranks of a ZeRO-3 run die; plain training on one process goes on from its checkpoint."""
-    lab, settings = (
-        Lab(demo_data, tmp_path),
-        ("trainer.max_steps=9", "trainer.save_every=4", "trainer.validate_every=9"),
-    )
-    launcher = lab.start(2, *settings, "trainer.strategy=deepspeed", "trainer.deepspeed.stage=3")
-    first = "checkpoints/step_000000004"
-    assert wait_for(lambda: any(tmp_path.glob(f"*/*/{first}")), launcher), launcher.communicate()[0]
+    lab = Lab(demo_data, tmp_path)
+    launcher = lab.start(2, "trainer.save_every=3", "trainer.strategy=deepspeed", "trainer.deepspeed.stage=3")
+    assert wait_for(lambda: any(tmp_path.glob("*/*/checkpoints/step_*")), launcher), launcher.communicate()[0]
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.communicate(timeout=60)
-    assert "resuming after step 4 " in (output := lab.finish(1, *settings)), output
+    step = lab.run.steps()[-1]
+    output = lab.finish(1, f"trainer.max_steps={step + 3}")
+    assert f"resuming after step {step} " in output, output
     out = tmp_path / "weights.safetensors"
     done = command("jobs/export.py", lab.run.name, "--runs", tmp_path, "--out", out)
     assert done.returncode == 0 and done.stdout.splitlines() == [str(out)], done.stderr

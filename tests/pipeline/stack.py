@@ -87,17 +87,18 @@ def train(world: World, data: str, path: str, section: dict[str, Any], poison: i
     return trainer_of(world, data, path, poison, **section).fit().name
 
 
-def die_while_saving(world: World, data: str, path: str, section: dict[str, Any]) -> str:
-    """Like ``train``, but rank 1 is killed at the second checkpoint, when half of its file is there."""
-    real, saves = shared_checkpoint.write_tensors, []
+def die_while_saving(world: World, data: str, path: str, section: dict[str, Any], rank: int, moment: str) -> str:
+    """Like ``train``, but a rank is killed at the second checkpoint: half of its file is there, or it has just done ``moment``."""
+    real, calls = getattr(shared_checkpoint, moment), []
 
-    def write(file: Path, tensors: Any) -> Any:
-        saves.append(file)
-        entry = real(file, tensors)
-        if len(saves) == 2 and world.rank == 1:
-            os.truncate(file, file.stat().st_size // 2)
+    def deadly(*words: Any) -> Any:
+        result = real(*words)
+        calls.append(words)
+        if len(calls) == 2 and world.rank == rank:
+            if moment == "write_tensors":
+                os.truncate(words[0], words[0].stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return entry
+        return result
 
-    shared_checkpoint.write_tensors = write
+    setattr(shared_checkpoint, moment, deadly)
     return train(world, data, path, section)

@@ -1,6 +1,7 @@
 """ZeRO 1, 2 and 3 on real ranks: the same function as data parallelism, checkpoints that survive and that anything can go on from."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.pipeline.shard_factory import write_dataset
 from tests.pipeline.stack import STEPS, die_while_saving, train
 
 STAGES = (1, 2, 3)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
 
 
 class Lab:
@@ -29,11 +31,13 @@ class Lab:
     def run(self, name: str) -> RunFolder:
         return RunFolder(self.root / name / "00000000")
 
-    def go(self, name: str, ranks: int = 2, stage: int | None = None, work: Any = train, **section: Any) -> list[Any]:
+    def go(
+        self, name: str, ranks: int = 2, stage: int | None = None, work: Any = train, words: tuple[Any, ...] = (), **section: Any
+    ) -> list[Any]:  # fmt: skip
         """One attempt; stage None is data parallelism. Exit codes."""
         if stage:
             section |= {"strategy": "deepspeed", "deepspeed": {"stage": stage}}
-        codes, _ = run_ranks(ranks, self.root / "stores", work, self.data, str(self.run(name).path), section)
+        codes, _ = run_ranks(ranks, self.root / "stores", work, self.data, str(self.run(name).path), section, *words)
         return codes
 
     def whole(self, stage: int | None) -> RunFolder:
@@ -134,13 +138,27 @@ def test_bfloat16_means_autocast_here_too(lab):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-def test_killed_while_saving_goes_on_from_the_one_before_and_ends_with_the_same_bits(lab):
-    codes = lab.go("killed", stage=3, work=die_while_saving, validate_every=6)
+def check_killed_while_saving(lab, name, stage, rank, moment, left):
+    codes = lab.go(name, stage=stage, work=die_while_saving, words=(rank, moment))
     assert -9 in codes, codes
-    run = lab.run("killed")
-    assert checkpoint.steps(run.checkpoints) == [4] and list(run.checkpoints.glob(f"{checkpoint.TEMPORARY}*"))
-    assert lab.go("killed", stage=3, validate_every=6) == [0, 0]
-    assert hashes(run) == hashes(lab.whole(3)) and not list(run.checkpoints.glob(f"{checkpoint.TEMPORARY}*"))
+    run = lab.run(name)
+    assert checkpoint.steps(run.checkpoints) == left
+    assert lab.go(name, stage=stage) == [0, 0]
+    assert hashes(run) == hashes(lab.whole(stage)) and not list(run.checkpoints.glob(f"{checkpoint.TEMPORARY}*"))
+
+
+def test_killed_while_saving_goes_on_from_the_one_before_and_ends_with_the_same_bits(lab):
+    check_killed_while_saving(lab, "killed", 3, 1, "write_tensors", [4])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("rank", "moment", "left"),
+    [(0, "write_tensors", [4]), (1, "write_tensors", [4]), (0, "_own_share", [4]), (1, "_to_row", [4]), (0, "commit", [4, 8])],
+)  # fmt: skip
+def test_killed_at_any_moment_of_a_save_ends_with_the_same_bits(lab, stage, rank, moment, left):
+    check_killed_while_saving(lab, f"killed-{stage}-{rank}-{moment}", stage, rank, moment, left)
 
 
 def test_damage_in_one_shard_is_named_and_all_ranks_go_on_from_the_one_before(lab):
@@ -151,7 +169,7 @@ def test_damage_in_one_shard_is_named_and_all_ranks_go_on_from_the_one_before(la
     data[-9] ^= 1
     shard.write_bytes(bytes(data))
     before = hashes(lab.whole(2))
-    assert lab.go("damaged", stage=2, validate_every=6) == [0, 0]
+    assert lab.go("damaged", stage=2) == [0, 0]
     (rejected,) = [e["message"] for e in run.history() if e["event"] == "checkpoint_rejected"]
     assert "shard-00002-of-00002.safetensors is not the bytes that were written" in rejected
     assert [e["after_step"] for e in run.history() if e["event"] == "attempt"] == [0, 8]
