@@ -118,7 +118,7 @@ def plan_resume(text: str, overrides: list[str], where: Where) -> Plan:
 def merge_budget(frozen: RunConfig, asked: RunConfig) -> RunConfig:
     """The frozen config with the budget and host facts that were asked for now: they are not part of a run's identity."""
     data = frozen.data.model_copy(update={"workers": asked.data.workers})
-    kept = {"precision", "strategy", "grad_clip", "ema"}
+    kept = {"precision", "grad_clip", "ema"}
     budget = {k: getattr(asked.trainer, k) for k in type(asked.trainer).model_fields if k not in kept}
     return frozen.model_copy(update={"data": data, "trainer": frozen.trainer.model_copy(update=budget)})
 
@@ -127,7 +127,7 @@ def refuse_other_run(run: RunFolder, old: RunConfig, new: RunConfig) -> None:
     """A run may change its loss weights, learning rate, schedules and budget; another architecture or other data is another run."""
     changed = differences(old, new)
     live = {f"model.{name}" for name in type(new.model).live} | {"data.workers"}
-    fixed = {"optimizer.name", "trainer.strategy"}
+    fixed = {"optimizer.name"}
     refused = {
         k: v
         for k, v in changed.items()

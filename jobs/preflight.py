@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import os
 import random
@@ -31,7 +32,7 @@ def problems(plan: Plan, *, thorough: bool) -> list[str]:
     """
     found = batch_problems(plan.config, plan.world_size)
     runs = plan.run.path.parent.parent
-    found += permission_problems(runs)
+    found += permission_problems(runs) + strategy_problems(plan.config, plan.world_size)
     if found or not thorough:
         return found
     if plan.manifest:
@@ -61,6 +62,12 @@ def permission_problems(runs: Path) -> list[str]:
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         return []
     return [f"no permission to write in {place}; choose a folder for runs with --runs or SLURMPHONY_RUNS."]
+
+
+def strategy_problems(config: RunConfig, world_size: int) -> list[str]:
+    if config.trainer.strategy != "deepspeed" or world_size == 1 or importlib.util.find_spec("deepspeed"):
+        return []
+    return ["DeepSpeed is not installed here; on Linux make setup installs it, or launch with --strategy ddp."]
 
 
 def existing(path: Path) -> Path:

@@ -2,10 +2,12 @@
 
     checkpoints/step_000010000/
       model.safetensors  ema.safetensors  optimizer.main.safetensors ...   one file a part: its tensors
+      shard-00001-of-00004.safetensors ...   instead, where the ranks wrote it together (``pipeline.shared_checkpoint``)
       state.json          everything that is not a tensor, and where in the data the run stands
       MANIFEST.json       size and xxh3_128 of every file above; written last
 
-Loading verifies every byte. A bad checkpoint is set aside under a name that says so and the one before it is used, loudly.
+A tensor is found by its name, in whichever file it lies, so both kinds are read alike. Loading verifies every byte. A bad
+checkpoint is set aside under a name that says so and the one before it is used, loudly.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.config import Keep
@@ -33,6 +35,9 @@ TEMPORARY = ".writing_"
 MANIFEST = "MANIFEST.json"
 TENSOR = "__tensor__"
 
+Entry = dict[str, Any]  # size and xxh3_128 of a file
+Leaf = Tensor | Callable[[], Tensor]
+
 
 class BadCheckpoint(Exception):
     """A checkpoint that is not what was written; names the file and what is wrong with it."""
@@ -40,11 +45,55 @@ class BadCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``parts``: nested state dicts by name (model, ema, optimizer.main...); ``state``: JSON facts, of them ``step``."""
+    """``parts``: nested state dicts by name (model, ema, optimizer.main...); ``state``: JSON facts, of them ``step``.
+
+    In a part that is to be saved a function may stand for a tensor: it is called when its turn comes, so that what is spread over
+    ranks is gathered one tensor at a time.
+    """
 
     step: int
-    parts: dict[str, Any]
+    parts: Mapping[str, Any]
     state: dict[str, Any]
+
+
+class StoredParts(Mapping[str, Any]):
+    """The parts of a checkpoint folder; a part's tensors are read when it is asked for, onto the CPU.
+
+    Raises BadCheckpoint where a tensor that ``state.json`` names is in no file.
+    """
+
+    def __init__(self, path: Path, skeletons: dict[str, Any]) -> None:
+        self._path, self._skeletons = path, skeletons
+        files = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118  it is no mapping
+        named: dict[str, Any] = {}
+        _put_tensors(skeletons, lambda name: named.setdefault(name))
+        if missing := sorted(named.keys() - self._files.keys()):
+            raise BadCheckpoint(f"{path}: no file holds {', '.join(missing[:3])}")
+
+    def __getitem__(self, part: str) -> Any:
+        return _put_tensors(self._skeletons[part], self.tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._skeletons)
+
+    def __len__(self) -> int:
+        return len(self._skeletons)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor by its full name, such as ``optimizer.main.state.0.exp_avg``; KeyError where there is none."""
+        return self._files[name].get_tensor(name)
+
+    def names(self) -> set[str]:
+        """Full names of all tensors."""
+        return set(self._files)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint(Checkpoint):
+    """A checkpoint that was loaded."""
+
+    parts: StoredParts
 
 
 def folder_name(step: int) -> str:
@@ -59,37 +108,58 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     final = folder / folder_name(checkpoint.step)
     if final.exists():
         return final
-    aside = folder / f"{TEMPORARY}{final.name}_{os.getpid()}"
+    aside = aside_name(folder, checkpoint.step, os.getpid())
     aside.mkdir()
-    skeletons = {}
+    entries, skeletons = {}, {}
     for name, part in checkpoint.parts.items():
-        tensors: dict[str, Tensor] = {}
-        skeletons[name] = _take_tensors(part, tensors, name)
-        try:
-            save_file(tensors, aside / f"{name}.safetensors")
-        except SafetensorError as error:  # its word for a disk that takes no more
-            raise OSError(errno.EIO, str(error), str(aside)) from error
-    text = json.dumps({**checkpoint.state, "step": checkpoint.step, "parts": skeletons}, indent=1)
-    (aside / "state.json").write_text(text)
-    entries = {p.name: {"size": p.stat().st_size, "xxh3_128": hash_file(p)} for p in sorted(aside.iterdir())}
-    (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1))
-    for path in aside.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    fsync_folder(aside)
-    aside.rename(final)
-    fsync_folder(folder)
+        leaves: dict[str, Leaf] = {}
+        skeletons[name] = take_leaves(part, leaves, name)
+        file = f"{name}.safetensors"
+        entries[file] = write_tensors(aside / file, {key: tensor_of(leaf) for key, leaf in leaves.items()})
+    commit(aside, final, entries, {**checkpoint.state, "step": checkpoint.step, "parts": skeletons})
     return final
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
+def aside_name(folder: Path, step: int, writer: int) -> Path:
+    """Where the process ``writer`` writes before the folder has its name: nobody takes this for a checkpoint."""
+    return folder / f"{TEMPORARY}{folder_name(step)}_{writer}"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Entry:
+    """Write one safetensors file, durable when this returns; its size and hash for the manifest. Raises OSError."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # its word for a disk that takes no more
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    return seal(path)
+
+
+def seal(path: Path) -> Entry:
+    """Make a file that was just written durable; its size and hash."""
+    entry = {"size": path.stat().st_size, "xxh3_128": hash_file(path)}
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return entry
+
+
+def commit(aside: Path, final: Path, entries: dict[str, Entry], state: dict[str, Any]) -> None:
+    """Add ``state.json`` and the manifest to the files that ``entries`` describe, and give the folder its name."""
+    (aside / "state.json").write_text(json.dumps(state, indent=1))
+    entries = {**entries, "state.json": seal(aside / "state.json")}
+    (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": dict(sorted(entries.items()))}, indent=1))
+    seal(aside / MANIFEST)
+    fsync_folder(aside)
+    aside.rename(final)
+    fsync_folder(final.parent)
+
+
+def load(path: Path) -> StoredCheckpoint:
+    """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
     verify(path)
     try:
         state = json.loads((path / "state.json").read_text())
-        skeletons = state.pop("parts")
-        parts = {name: _put_tensors(tree, load_file(path / f"{name}.safetensors")) for name, tree in skeletons.items()}
-        return Checkpoint(state["step"], parts, state)
+        parts = StoredParts(path, state.pop("parts"))
+        return StoredCheckpoint(state["step"], parts, state)
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise BadCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
 
@@ -114,7 +184,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)))
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest good checkpoint, and a sentence for each newer one that was bad and has been set aside."""
     rejected: list[str] = []
     for step in reversed(steps(folder)):
@@ -161,33 +231,55 @@ def _free_name(path: Path) -> Path:
     return next(p for p in candidates if not p.exists())
 
 
-def _take_tensors(tree: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """A JSON skeleton of ``tree``; its tensors go to ``tensors`` under their path. Integer keys (optimizer states) are marked."""
-    if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().cpu().contiguous()
+def take_leaves(tree: Any, leaves: dict[str, Leaf], path: str) -> Any:
+    """A JSON skeleton of ``tree``; its tensors go to ``leaves`` under their path. Integer keys (optimizer states) are marked."""
+    if isinstance(tree, Tensor) or callable(tree):
+        leaves[path] = tree
         return {TENSOR: path}
     if isinstance(tree, Mapping):
         pairs = [
-            [key, _take_tensors(value, tensors, f"{path}.{key}" if path else str(key))] for key, value in tree.items()
+            [key, take_leaves(value, leaves, f"{path}.{key}" if path else str(key))] for key, value in tree.items()
         ]
         return {"__mapping__": pairs} if any(not isinstance(k, str) for k in tree) else dict(pairs)
     if isinstance(tree, list | tuple):
-        return [_take_tensors(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]
+        return [take_leaves(value, leaves, f"{path}.{i}") for i, value in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TypeError(f"a checkpoint holds tensors and plain values, not {type(tree).__name__} (at '{path}')")
 
 
-def _put_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+def tensor_of(leaf: Leaf) -> Tensor:
+    """The tensor that ``leaf`` is or gives, as it is written."""
+    tensor = leaf if isinstance(leaf, Tensor) else leaf()
+    return tensor.detach().cpu().contiguous()
+
+
+def _put_tensors(tree: Any, read: Callable[[str], Any]) -> Any:
     if isinstance(tree, dict):
         if TENSOR in tree:
-            return tensors[tree[TENSOR]]
+            return read(tree[TENSOR])
         if "__mapping__" in tree:
-            return {key: _put_tensors(value, tensors) for key, value in tree["__mapping__"]}
-        return {key: _put_tensors(value, tensors) for key, value in tree.items()}
+            return {key: _put_tensors(value, read) for key, value in tree["__mapping__"]}
+        return {key: _put_tensors(value, read) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_put_tensors(value, tensors) for value in tree]
+        return [_put_tensors(value, read) for value in tree]
     return tree
+
+
+def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
+    """Weights of a run's newest good checkpoint, whole on the CPU, and its step; where the run averages them, the averages.
+
+    Args:
+        averaged: False takes the weights that were being trained.
+
+    Raises UserError where the run has no checkpoint.
+    """
+    folder = run / "checkpoints"
+    newest, _ = load_newest(folder) if folder.is_dir() else (None, [])
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint yet; launch it again and let it save one.")
+    averages = newest.parts.get("ema", {}) if averaged else {}
+    return {**newest.parts["model"], **averages}, newest.step
 
 
 def load_weights(module: nn.Module, run: Path) -> int:
@@ -195,12 +287,9 @@ def load_weights(module: nn.Module, run: Path) -> int:
 
     Raises UserError where that run has no checkpoint or is of another architecture.
     """
-    folder = run / "checkpoints"
-    newest, _ = load_newest(folder) if folder.is_dir() else (None, [])
-    if newest is None:
-        raise UserError(f"{run} has no checkpoint to start from; finish that run first.")
+    weights, step = trained_weights(run)
     try:
-        module.load_state_dict({**newest.parts["model"], **newest.parts.get("ema", {})})
+        module.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"the weights of {run} do not fit this config: {' '.join(str(error).split())}") from None
-    return newest.step
+    return step

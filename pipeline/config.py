@@ -1,7 +1,7 @@
 """One YAML, five sections, the same for every system: load it, override it, refuse what it does not know.
 
 A config is frozen once read. Its *identity* is what makes two runs the same run: everything but the budget
-(how long, how often to log and save) and the host (how many workers, how large a micro-batch fits).
+(how long, how often to log and save) and the host (how many workers, how large a micro-batch fits, who holds which state).
 This module never imports torch: it is on the path of ``launch.py --dry-run``.
 """
 
@@ -34,6 +34,9 @@ class ModelSection(Section):
     """
 
     live: ClassVar[tuple[str, ...]] = ()
+    optimizers: ClassVar[tuple[str, ...]] = (
+        "main",
+    )  # as ``TrainModule.configure_optimizers`` names them; a GAN has two
 
     system: str
 
@@ -87,10 +90,20 @@ class Keep(Section):
     every: int | None = Field(None, gt=0)
 
 
+class DeepSpeed(Section):
+    """ZeRO (arXiv 1910.02054): what each rank holds only its share of.
+
+    Stage 1: optimizer states and averages; 2: gradients, too; 3: weights, too. Read where ``strategy`` is deepspeed.
+    """
+
+    stage: Literal[1, 2, 3] = 2
+
+
 class TrainerSection(Section):
     max_steps: int = Field(gt=0)
     precision: Literal["32", "bf16"] = "32"
-    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    strategy: Literal["ddp", "deepspeed"] = "ddp"  # who holds what; either computes the same steps
+    deepspeed: DeepSpeed = DeepSpeed()
     micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
     grad_clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
@@ -113,6 +126,16 @@ class RunConfig(Section):
     seed: int = 0
     init_from: str | None = None
 
+    @model_validator(mode="after")
+    def _deepspeed_steps_one_optimizer(self) -> RunConfig:
+        names = type(self.model).optimizers
+        if self.trainer.strategy == "deepspeed" and len(names) > 1:
+            raise ValueError(
+                f"{self.model.system} trains with {len(names)} optimizers ({', '.join(names)}), and DeepSpeed steps one: "
+                "set trainer.strategy=ddp"
+            )
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -128,7 +151,7 @@ BUDGET_KEYS = (
     "keep",
     "hang_seconds",
 )
-HOST_KEYS = {"trainer": ("micro_batch",), "data": ("workers",)}
+HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("workers",)}
 
 
 def identity_of(config: RunConfig, data_identity: str) -> str:

@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from pipeline.config import TrainerSection
+from pipeline.fabric import ClusterEnvironment, DDPStrategy, Fabric, SingleDeviceStrategy, Strategy
 from pipeline.world import World
 
 
@@ -77,9 +75,10 @@ def make_fabric(section: TrainerSection, world: World) -> Fabric:
 
 
 class Agreement:
-    """A maximum over ranks that overlaps with the step: begin it before, read it after."""
+    """What ranks tell each other beside gradients. The maximum overlaps with the step: begin it before, read it after."""
 
     def __init__(self, world: World) -> None:
+        self.world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._value = torch.zeros(1, dtype=torch.int64)
         self._work: Any = None
@@ -93,6 +92,19 @@ class Agreement:
         if self._work is not None:
             self._work.wait()
         return int(self._value)
+
+    def maximum(self, mine: int) -> int:
+        """The largest of all ranks' numbers, at once."""
+        self.begin(mine)
+        return self.result()
+
+    def gather(self, row: Tensor) -> Tensor:
+        """All ranks' CPU rows (n,) as (ranks, n), in order of rank."""
+        if self._group is None:
+            return row[None]
+        rows = [torch.empty_like(row) for _ in range(self.world.size)]
+        dist.all_gather(rows, row, group=self._group)
+        return torch.stack(rows)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of a float64 CPU tensor over all ranks, in place."""

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
-class Ema:
-    """Average of a module's trainable parameters, ema <- decay ema + (1 - decay) weight, after every step.
+def warmed_up(decay: float, step: int) -> float:
+    """min(decay, (1 + step) / (10 + step)): the first steps do not remember the random start."""
+    return min(decay, (1 + step) / (10 + step))
 
-    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the first steps do not remember the random start.
-    """
+
+class Ema:
+    """Average of a module's trainable parameters, ema <- decay ema + (1 - decay) weight, after every step; the decay is warmed up."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -24,8 +26,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, [p.detach() for p in self._weights], 1 - decay)
+        torch._foreach_lerp_(self._average, [p.detach() for p in self._weights], 1 - warmed_up(self.decay, step))
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self._average, strict=True))

@@ -31,8 +31,8 @@ class Engine(Protocol):
 
     def backward(self, loss: Tensor) -> None: ...
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-        """Clip to ``max_norm`` (None: only measure) and return the norm before."""
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """Clip the gradients of ``optimizer`` to ``max_norm`` (None: only measure), let it step, and return the norm before."""
 
 
 class TrainModule(nn.Module):
@@ -89,9 +89,7 @@ class TrainModule(nn.Module):
             engine.backward(values["loss"] * fraction if fraction != 1.0 else values["loss"])
             for name, value in values.items():
                 logged[name] = logged.get(name, 0.0) + value.detach() * fraction
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        logged["grad_norm"] = engine.clip(parameters, self.config.trainer.grad_clip)
-        optimizer.step()
+        logged["grad_norm"] = engine.step(optimizer, self.config.trainer.grad_clip)
         return logged
 
 

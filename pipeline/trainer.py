@@ -10,12 +10,10 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
@@ -23,15 +21,16 @@ from pipeline.attempt import Attempt
 from pipeline.config import RunConfig
 from pipeline.control import Stop
 from pipeline.distributed import Agreement
-from pipeline.ema import Ema
-from pipeline.engine import FabricEngine, to_device
+from pipeline.engine import to_device
 from pipeline.errors import RunFailed
+from pipeline.fabric import Fabric
 from pipeline.loader import Evaluation, Loader
 from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
 from pipeline.shards import Manifest
-from pipeline.train_module import Batch, TrainModule, schedule_factor
+from pipeline.train_module import Batch, TrainModule
+from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog
 from pipeline.world import World
 
@@ -43,16 +42,6 @@ class Progress:
     step: int = 0
     data: dict[str, Any] = field(default_factory=dict)  # the loader's state after the last trained step
     validation_loss: float | None = None
-
-
-class Still:
-    """An optimizer that takes gradients and moves nothing."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self.param_groups, self.zero_grad = optimizer.param_groups, optimizer.zero_grad
-
-    def step(self) -> None:
-        """Stand still."""
 
 
 class Trainer:
@@ -69,24 +58,19 @@ class Trainer:
         self.fabric = fabric
         self.module = module
         self.at = Progress()
-        module.to(fabric.device)
-        self.raw_optimizers = module.configure_optimizers()
-        self.peak_rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.raw_optimizers.items()}
-        self.ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
         self.agreement = Agreement(world)
+        self.state = make_train_state(fabric, module, config, self.agreement)
         self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
         self.reporter = Reporter(run, attempt, world) if attempt.number is not None else None
 
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
 
-        Raises RunFailed where the loss is not finite any more.
+        Raises RunFailed where the loss or, under DeepSpeed, the gradient is not finite any more.
         """
-        self._restore()
+        stored = self._restore()
         self.attempt.startup.mark("restore")
-        wrapped, *optimizers = self.fabric.setup(self.module, *self.raw_optimizers.values())
-        engine = FabricEngine(self.fabric, wrapped, self.config.trainer.micro_batch)
-        optimizers_by_name = dict(zip(self.raw_optimizers, optimizers, strict=True))
+        engine, optimizers = self.state.begin(stored)
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
         batches = iter(loader)
@@ -102,12 +86,14 @@ class Trainer:
                 batch = to_device(next(batches), self.fabric.device)
                 waited = time.perf_counter() - waiting
                 if step == start + 1:
-                    self._settle(engine, batch, optimizers_by_name, step)
+                    self.state.settle(engine, batch, step)
                 seed_step(self.config.seed, step, self.world.rank)
-                rate = self._set_learning_rate(step)
-                logged = self.module.optimize(engine, batch, optimizers_by_name, step)
-                if self.ema:
-                    self.ema.update(step)
+                rate = self.state.set_learning_rate(step)
+                try:
+                    logged = self.module.optimize(engine, batch, optimizers, step)
+                except FloatingPointError as error:
+                    self._fail(step, str(error))
+                self.state.update_average(step)
                 self.at.step = step
                 self.watchdog.stepped(step)
                 if self.reporter:
@@ -132,51 +118,43 @@ class Trainer:
 
     # -- where the run stands -----------------------------------------------------------------------------------
 
-    def _restore(self) -> None:
-        """Load the newest good checkpoint; rank 0 decides which one that is and the others follow."""
-        found: checkpoints.Checkpoint | None = None
+    def _restore(self) -> checkpoints.StoredCheckpoint | None:
+        """The newest good checkpoint, if any; rank 0 decides which one that is and the others follow."""
+        found: checkpoints.StoredCheckpoint | None = None
         if self.reporter:
             checkpoints.sweep(self.run.checkpoints)
             found, rejected = checkpoints.load_newest(self.run.checkpoints)
             for sentence in rejected:
                 self.reporter.event("checkpoint_rejected", message=sentence)
                 print(f"warning: {sentence}", file=sys.stderr, flush=True)
-        self.agreement.begin(found.step if found else 0)
-        step = self.agreement.result()
+        step = self.agreement.maximum(found.step if found else 0)
         if step == 0:
-            return
-        loaded = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
-        self._load(loaded)
-
-    def _load(self, loaded: checkpoints.Checkpoint) -> None:
-        self.module.load_state_dict(loaded.parts["model"])
-        for name, optimizer in self.raw_optimizers.items():
-            optimizer.load_state_dict(loaded.parts[f"optimizer.{name}"])
-        if self.ema:
-            self.ema.load_state_dict(loaded.parts["ema"])
-        self.at = Progress(loaded.step, loaded.state["data"], loaded.state["validation_loss"])
+            return None
+        stored = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        self.at = Progress(stored.step, stored.state["data"], stored.state["validation_loss"])
+        return stored
 
     def _save(self) -> None:
-        """Rank 0 writes; under data parallelism every rank holds the same weights. A failed write leaves the older ones."""
-        if self.reporter is None or not self.reporter.may_write():
+        """Whoever holds something writes it, where rank 0 holds the lease. A failed write leaves the older ones."""
+        superseded = self.reporter is not None and not self.reporter.may_write()
+        if self.agreement.maximum(int(superseded)):
             return
-        parts = {"model": self.module.state_dict()}
-        parts |= {f"optimizer.{name}": optimizer.state_dict() for name, optimizer in self.raw_optimizers.items()}
-        if self.ema:
-            parts["ema"] = self.ema.state_dict()
         self.watchdog.alive()
         began = time.perf_counter()
+        failure: OSError | None = None
         try:
-            checkpoints.save(self.run.checkpoints, checkpoints.Checkpoint(self.at.step, parts, asdict(self.at)))
-            checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
+            self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
+            if self.reporter:
+                checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
         except OSError as error:
+            failure = error
+        if self.reporter and failure:
             checkpoints.sweep(self.run.checkpoints)
-            message = (
-                f"checkpoint at step {self.at.step} could not be written ({error.strerror}); the older ones are intact"
-            )
+            message = f"checkpoint at step {self.at.step} could not be written ({failure.strerror}); the older ones are intact"
             self.reporter.event("save_failed", step=self.at.step, message=message)
             self.reporter.say(f"warning: {message}")
-        self.reporter.saved(self.at.step, time.perf_counter() - began)
+        if self.reporter:
+            self.reporter.saved(self.at.step, time.perf_counter() - began)
 
     def _check_saved(self) -> None:
         """A run whose last weights are not on disk is not complete."""
@@ -187,22 +165,6 @@ class Trainer:
             raise RunFailed(f"{self.run.name}: {message}.")
 
     # -- parts of a step ----------------------------------------------------------------------------------------
-
-    def _settle(self, engine: FabricEngine, batch: Batch, optimizers: dict[str, Any], step: int) -> None:
-        """Let data parallelism choose its buckets before the first step that counts.
-
-        DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket decides
-        in which order it is summed, so a resumed run's first step would differ in its last bits from the same step undisturbed.
-        """
-        if self.world.size < 3:
-            return
-        buffers = {name: value.clone() for name, value in self.module.named_buffers()}
-        still: Any = {name: Still(optimizer) for name, optimizer in optimizers.items()}
-        self.module.optimize(engine, batch, still, step)
-        for optimizer in optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        for name, value in self.module.named_buffers():
-            value.copy_(buffers[name])
 
     def _loader(self) -> Loader:
         loader = Loader(
@@ -225,14 +187,6 @@ class Trainer:
         limit, size = self.config.trainer.validate_batches, self.config.data.batch_size
         return Evaluation(self.manifest, "valid", batch_size=size, rank=rank, world_size=self.world.size, limit=limit)
 
-    def _set_learning_rate(self, step: int) -> float:
-        """Apply the schedule to every optimizer; returns the factor. A pure function of the step, so nothing is carried."""
-        factor = schedule_factor(self.config.optimizer.schedule, step)
-        for name, optimizer in self.raw_optimizers.items():
-            for group, peak in zip(optimizer.param_groups, self.peak_rates[name], strict=True):
-                group["lr"] = peak * factor
-        return factor
-
     def _log(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader) -> None:
         """Journal the mean over ranks; every rank sees the same values, so all of them stop where the loss is not finite."""
         names = sorted(logged)
@@ -245,10 +199,13 @@ class Trainer:
         if self.reporter:
             self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
         if not math.isfinite(values["train/loss"]):
-            message = f"the loss is {values['train/loss']} at step {step}; lower optimizer.lr or set trainer.grad_clip, then resume"
-            if self.reporter:
-                self.reporter.failed(step, message)
-            raise RunFailed(f"{self.run.name}: {message}.")
+            self._fail(step, f"the loss is {values['train/loss']}")
+
+    def _fail(self, step: int, what: str) -> NoReturn:
+        message = f"{what} at step {step}; lower optimizer.lr or set trainer.grad_clip, then resume"
+        if self.reporter:
+            self.reporter.failed(step, message)
+        raise RunFailed(f"{self.run.name}: {message}.")
 
     def _tell_faults(self, step: int, faults: list[str]) -> None:
         """Each rank names the damaged samples that it met, in the run's history and to whoever looks."""
@@ -262,28 +219,30 @@ class Trainer:
             return
         totals: dict[str, Tensor] = {}
         count = 0
-        self.module.eval()
-        with torch.no_grad(), self._averaged_weights(), self.fabric.autocast():
+        with self.state.evaluation():
             for batch, size in self._validation_share(step):
                 self.watchdog.alive()
-                values = self.module.validation_step(to_device(batch, self.fabric.device), step)
+                values = self.state.validation_step(to_device(batch, self.fabric.device), step)
                 for name, value in values.items():
                     totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * size
                 count += size
-        self.module.train()
         means = self._mean_over_ranks(totals, count)
         self.at.validation_loss = means["loss"]
         if self.reporter:
             self.reporter.log_validation(step, means, self.module.headline)
 
     def _validation_share(self, step: int) -> Iterator[tuple[Batch, int]]:
-        """This rank's batches and their weights. A rank without any takes rank 0's first with no weight, to know the names."""
-        empty, share = True, self._evaluation(self.world.rank)
+        """This rank's batches and their weights, equally many on all ranks: forward may be a collective.
+
+        A rank without samples in the last batch takes rank 0's first, with no weight.
+        """
+        share = self._evaluation(self.world.rank)
+        left = len(share)
         for batch in share:
-            empty = False
+            left -= 1
             yield batch, len(batch["position"])
         self._tell_faults(step, share.faults())
-        if empty:
+        for _ in range(left):
             yield next(iter(self._evaluation(0))), 0
 
     def _mean_over_ranks(self, totals: dict[str, Tensor], count: int) -> dict[str, float]:
@@ -293,16 +252,13 @@ class Trainer:
         )
         return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
 
-    def _averaged_weights(self) -> AbstractContextManager[None]:
-        return self.ema.applied() if self.ema else nullcontext()
-
     def _sample(self, step: int) -> None:
         """Audio and pictures of the first validation batch; only rank 0, the others go on to the next collective."""
-        if self.reporter is None or self.manifest.samples("valid") == 0:
+        if self.manifest.samples("valid") == 0:
             return
-        folder = self.run.samples / checkpoints.folder_name(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.module.eval()
-        with torch.no_grad(), self._averaged_weights():
-            self.module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
-        self.module.train()
+        with self.state.whole() as module:
+            if module is None:
+                return
+            folder = self.run.samples / checkpoints.folder_name(step)
+            folder.mkdir(parents=True, exist_ok=True)
+            module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)

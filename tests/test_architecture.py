@@ -1,6 +1,7 @@
 """Who may import whom, and what must never be on a path; read from the source, not from a running program."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ LOGIN_NODE = [
     "jobs.slurm",
     "jobs.prepare_slurm",
     "jobs.cancel",
+    "jobs.export",
     "pipeline.runs",
     "monitoring.dashboard",
     "data_prep.prepare",
@@ -95,3 +97,15 @@ def test_no_exception_is_swallowed_in_silence():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
                 pytest.fail(f"{path}:{node.lineno} swallows an exception")
+
+
+def test_fabric_has_one_door_that_leaves_the_rest_of_lightning_whole():
+    door = ROOT / "pipeline" / "fabric.py"
+    elsewhere = [p for p in sources() if p != door and re.search(r"^\s*(from|import) lightning", p.read_text(), re.M)]
+    assert not elsewhere, "import it from pipeline.fabric"
+    program = (
+        "import sys, pipeline.fabric; assert 'torchmetrics' not in sys.modules and 'lightning.pytorch' not in sys.modules\n"
+        "import torchmetrics, lightning; torchmetrics.Metric, lightning.Trainer\n"
+        "assert lightning.Fabric is pipeline.fabric.Fabric"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -56,8 +56,11 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+        optimizer.step()
+        return norm
 
 
 def train(

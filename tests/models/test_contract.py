@@ -46,6 +46,11 @@ def test_a_step_gives_a_finite_loss_and_a_gradient_for_every_tensor(module):
     assert not without
 
 
+def test_the_config_names_the_optimizers(module, config):
+    """So that a launch can refuse what DeepSpeed cannot step, without importing torch."""
+    assert tuple(module.configure_optimizers()) == type(config.model).optimizers
+
+
 def test_weights_survive_a_file(module, config, tmp_path):
     save_file(module.state_dict(), tmp_path / "model.safetensors")
     other = build(config, seed=1)

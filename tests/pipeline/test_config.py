@@ -40,6 +40,7 @@ def test_override_reaches_nested_values_and_is_read_as_yaml():
         ("optimizer.name=sgd", ["'optimizer.name'", "'adam', 'adamw' or 'radam'"]),
         ("trainer.max_steps", ["--set takes key=value"]),
         ("model.width.deep=3", ["'model.width"]),
+        ("trainer.deepspeed.stage=4", ["'trainer.deepspeed.stage'", "1, 2 or 3"]),
         ("optimizer.schedule.name=cosine", ["cosine schedule needs decay_steps"]),
     ],
 )
@@ -50,6 +51,22 @@ def test_a_mistake_is_named_with_its_place_and_the_valid_choices(override, words
         assert word in str(caught.value)
 
 
+class Gan(Model):
+    optimizers = ("generator", "discriminator")
+
+
+def test_two_optimizers_under_deepspeed_are_refused_in_a_sentence():
+    tree = apply_overrides(TREE, ["trainer.strategy=deepspeed"])
+    assert parse_config(tree, Model, "configs/toy.yaml").trainer.deepspeed.stage == 2
+    with pytest.raises(
+        UserError, match=r"configs/toy\.yaml: toy trains with 2 optimizers \(generator, discriminator\)"
+    ) as caught:
+        parse_config(tree, Gan, "configs/toy.yaml")
+    assert str(caught.value).endswith("DeepSpeed steps one: set trainer.strategy=ddp.") and "\n" not in str(
+        caught.value
+    )
+
+
 def test_identity_ignores_budget_and_host_and_nothing_else():
     base = identity_of(parse(), "data")
     for free in (
@@ -58,6 +75,8 @@ def test_identity_ignores_budget_and_host_and_nothing_else():
         "trainer.keep.last=9",
         "data.workers=3",
         "trainer.micro_batch=2",
+        "trainer.strategy=deepspeed",
+        "trainer.deepspeed.stage=3",
     ):
         assert identity_of(parse(free), "data") == base, free
     for bound in (

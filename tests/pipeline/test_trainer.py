@@ -125,7 +125,7 @@ def test_validation_is_the_mean_over_every_sample_with_the_averaged_weights(lab)
         p.metrics["valid/loss"] for p in read_journals(run.metrics) if p.step == 20 and "valid/loss" in p.metrics
     ]
     errors = []
-    with torch.no_grad(), trainer.ema.applied():
+    with trainer.state.evaluation():
         for batch in trainer._evaluation(0):
             output = trainer.module.layer(batch["mel"].flatten(1)).squeeze(1)
             errors += (output - batch["id"].float() / 50).square().tolist()

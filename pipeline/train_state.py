@@ -1,0 +1,165 @@
+"""What is trained, and who holds it: module, optimizers and averaged weights, under one face for the loop.
+
+``Replicated``: every rank holds all of it (one process, or data parallelism). ``pipeline.zero``: every rank holds a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint as checkpoints
+from pipeline.checkpoint import Checkpoint, StoredCheckpoint
+from pipeline.collectives import world_size
+from pipeline.config import RunConfig
+from pipeline.distributed import Agreement
+from pipeline.ema import Ema
+from pipeline.engine import FabricEngine
+from pipeline.fabric import Fabric
+from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
+
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+class TrainState(Protocol):
+    """What the loop needs of it. All ranks call the same methods in the same order."""
+
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
+        """Take over a checkpoint and make ready for training; what ``TrainModule.optimize`` is given."""
+
+    def settle(self, engine: Engine, batch: Batch, step: int) -> None:
+        """Before an attempt's first step: let what is chosen at the first backward be chosen by one that does not count."""
+
+    def set_learning_rate(self, step: int) -> float:
+        """Apply the schedule to every optimizer; returns the factor. A pure function of the step, so nothing is carried."""
+
+    def update_average(self, step: int) -> None: ...
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Within the block the module bears the averaged weights where there are any, is in evaluation mode, and keeps no gradients."""
+
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The module's own, in the run's precision; within ``evaluation``, and on all ranks equally often."""
+
+    def whole(self) -> AbstractContextManager[TrainModule | None]:
+        """Within the block rank 0 has a module with all weights, as in ``evaluation``; the others get None."""
+
+    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
+        """Write a checkpoint; ``facts`` go into its ``state.json``. Raises OSError on the ranks that write."""
+
+
+class LearningRates:
+    """Peak rates as the optimizers were made with, and the schedule on top of them."""
+
+    def __init__(self, optimizers: Optimizers, config: RunConfig) -> None:
+        self._schedule = config.optimizer.schedule
+        self._peaks = [(optimizer, [g["lr"] for g in optimizer.param_groups]) for optimizer in optimizers.values()]
+
+    def set(self, step: int) -> float:
+        factor = schedule_factor(self._schedule, step)
+        for optimizer, peaks in self._peaks:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):  # loading a state makes new groups
+                group["lr"] = peak * factor
+        return factor
+
+
+class Still:
+    """An optimizer that takes gradients and moves nothing."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.param_groups, self.zero_grad = optimizer.param_groups, optimizer.zero_grad
+
+    def step(self) -> None:
+        """Stand still."""
+
+
+class Replicated:
+    """A ``TrainState`` of which every rank holds all; rank 0 writes it."""
+
+    def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, rank: int) -> None:
+        self._fabric, self._module, self._config, self._rank = fabric, module, config, rank
+        module.to(fabric.device)
+        self._optimizers = module.configure_optimizers()
+        self._rates = LearningRates(self._optimizers, config)
+        self._ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
+
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
+        if stored:
+            self._load(stored)
+        wrapped, *optimizers = self._fabric.setup(self._module, *self._optimizers.values())
+        engine = FabricEngine(self._fabric, wrapped, self._config.trainer.micro_batch)
+        return engine, dict(zip(self._optimizers, optimizers, strict=True))
+
+    def _load(self, stored: StoredCheckpoint) -> None:
+        self._module.load_state_dict(stored.parts["model"])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(stored.parts[f"optimizer.{name}"])
+        if self._ema:
+            self._ema.load_state_dict(stored.parts["ema"])
+
+    def settle(self, engine: Engine, batch: Batch, step: int) -> None:
+        """DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket
+        decides in which order it is summed: without this, a resumed run's first step would differ in its last bits.
+        """
+        if world_size() < 3:
+            return
+        buffers = {name: value.clone() for name, value in self._module.named_buffers()}
+        still: Any = {name: Still(optimizer) for name, optimizer in self._optimizers.items()}
+        self._module.optimize(engine, batch, still, step)
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        for name, value in self._module.named_buffers():
+            value.copy_(buffers[name])
+
+    def set_learning_rate(self, step: int) -> float:
+        return self._rates.set(step)
+
+    def update_average(self, step: int) -> None:
+        if self._ema:
+            self._ema.update(step)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        self._module.eval()
+        with torch.no_grad():
+            if self._ema:
+                with self._ema.applied():
+                    yield
+            else:
+                yield
+        self._module.train()
+
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        with self._fabric.autocast():
+            return self._module.validation_step(batch, step)
+
+    @contextmanager
+    def whole(self) -> Iterator[TrainModule | None]:
+        if self._rank:
+            yield None
+        else:
+            with self.evaluation():
+                yield self._module
+
+    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
+        if self._rank:
+            return
+        parts = {"model": self._module.state_dict()}
+        parts |= {f"optimizer.{name}": optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        if self._ema:
+            parts["ema"] = self._ema.state_dict()
+        checkpoints.save(folder, Checkpoint(step, parts, facts))
+
+
+def make_train_state(fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement) -> TrainState:
+    """As ``trainer.strategy`` says; one process has nothing to share out and trains plainly."""
+    if config.trainer.strategy == "deepspeed" and ranks.world.size > 1:
+        from pipeline.zero import Sharded  # DeepSpeed takes seconds to import
+
+        return Sharded(fabric, module, config, ranks)
+    return Replicated(fabric, module, config, ranks.world.rank)
