@@ -10,8 +10,10 @@ same on both sides. Of ``hop`` bands the lowest ``channels`` are kept; the rest 
     24,000 Hz     320        128   0 .. 4,800 Hz     75                384,000 samples -> (128, 1200)
 
 The second has the shape of EnCodec's latents. The first keeps music2latent's 64 channels and has 8 times its frames: a frame of
-music2latent spans 4096 samples, and 64 coefficients of such a block would end at 345 Hz. What the lost treble costs is measured by
-``benchmarks/codecs.py``. Nothing is learnt: this is a stand-in with known properties.
+music2latent spans 4096 samples, and 64 coefficients of such a block would end at 345 Hz. The lost treble costs little where notes are
+low and much where noise is: on the demo corpora (``benchmarks/codecs.py``, validation, median) the round trip has a signal-to-noise ratio
+of 42 dB for bass, 12 for drums, 16 for guitar, 34 for piano; at 24 kHz 18 for the rhythm side of the pairs, 30 for the other. Nothing is
+learnt: this is a stand-in with known properties.
 
 Shape legend: n samples, C channels, L frames; leading dimensions are free.
 """

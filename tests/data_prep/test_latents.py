@@ -23,6 +23,7 @@ from models.codecs import load_codec
 from models.codecs.standardisation import Standardisation
 from models.codecs.weights import Weights
 from pipeline.errors import UserError
+from pipeline.loader import Loader
 from pipeline.samples import SplitReader
 from pipeline.shards import SPLITS, read_manifest
 from tests.data_prep.light_stage import write_source
@@ -93,7 +94,9 @@ def test_statistics_are_exact_and_standardise(data, whole):
     facts = manifest.info["latent"]["fields"]["stems_latent"]
     np.testing.assert_allclose(facts["mean"], latents.mean((0, 3)), rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(facts["std"], latents.std((0, 3)), rtol=1e-6)
-    standard = Standardisation.from_info(manifest.info, "stems_latent").apply(torch.from_numpy(latents))
+    standardise = Standardisation.from_info(manifest.info, "stems_latent")
+    with Loader(manifest, "train", batch_size=len(train)) as loader:
+        standard = standardise.apply(next(iter(loader))["stems_latent"])
     assert standard.mean((0, 3)).abs().max() < 1e-3
     torch.testing.assert_close(standard.std((0, 3), correction=0), torch.ones(2, 64), rtol=1e-3, atol=0)
     assert {k: v for k, v in manifest.info["latent"].items() if k != "fields"} == {
@@ -107,16 +110,20 @@ def test_statistics_are_exact_and_standardise(data, whole):
     }
 
 
-def test_two_workers_from_the_command_line_and_one_kill_give_the_same_bytes(data, whole, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
+def test_two_workers_from_the_command_line_and_kills_give_the_same_bytes(data, whole, tmp_path, kills):
     out = tmp_path / "tones-mdct"
     shutil.copytree(data / "tones", tmp_path / "tones")
     line = [*COMMAND, "--codec", "mdct", "--out", str(tmp_path), "--workers", "2"]
-    process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not list(out.glob("*-0*.tar")) and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "manifest.json").exists()
+    for kill in range(kills):
+        process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True)
+        while len(list(out.glob("*-0*.tar"))) <= kill % 4 and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert kill or not (out / "manifest.json").exists(), "killed at work"
+        for name in (f"train-00000{kill % 3}.tar", "manifest.json") if kill % 4 == 3 else ():
+            (out / name).unlink(missing_ok=True)  # so that there is work again
     made = run("--codec", "mdct", "--out", tmp_path, "--workers", 2)
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == str(out)

@@ -50,16 +50,20 @@ def write_music2latent(root: Path) -> Path:
     return declare(root, "music2latent")
 
 
-def write_audioldm2(root: Path) -> Path:
+def write_audioldm2(root: Path, channels: tuple[int, ...] = (32, 32, 32), vocoder: int = 64) -> Path:
     from diffusers import AutoencoderKL
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    vae = AutoencoderKL(1, 1, block_out_channels=(32, 32, 32), latent_channels=8, scaling_factor=0.4, **blocks)
+    vae = AutoencoderKL(
+        1, 1, block_out_channels=channels, layers_per_block=2, latent_channels=8, scaling_factor=0.4, **blocks
+    )
     rates, kernels = [5, 4, 2, 2, 2], [16, 16, 8, 4, 4]
     sizes = {"model_in_dim": 64, "upsample_rates": rates, "upsample_kernel_sizes": kernels}
-    config = SpeechT5HifiGanConfig(sampling_rate=16000, upsample_initial_channel=64, normalize_before=False, **sizes)
+    config = SpeechT5HifiGanConfig(
+        sampling_rate=16000, upsample_initial_channel=vocoder, normalize_before=False, **sizes
+    )
     vae.save_pretrained(root / "audioldm2/vae")
     SpeechT5HifiGan(config).save_pretrained(root / "audioldm2/vocoder")
     return declare(root, "audioldm2")

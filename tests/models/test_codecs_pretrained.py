@@ -156,3 +156,13 @@ def test_weights_are_found_by_the_environment(weights, monkeypatch, tmp_path):
         UserError, match=f"{tmp_path} .*does not hold them: .*fetch_weights.py audioldm2 --out {tmp_path}"
     ):
         load_codec("audioldm2", tmp_path)
+
+
+@pytest.mark.soak
+def test_shapes_at_full_size(weights, encodec, tmp_path):
+    assert encodec.encode(torch.zeros(1, 384000)).shape == (1, 128, 1200)
+    stems = 0.1 * torch.randn(1, 1, 524288)
+    assert load_codec("music2latent", weights).encode(stems).shape == (1, 1, 64, 127)
+    codec = load_codec("audioldm2", write_audioldm2(tmp_path, (128, 256, 512), vocoder=1024))
+    assert round(sum(p.numel() for p in codec.vae.parameters()), -5) == 55_400_000
+    assert codec.encode_mel(torch.zeros(1, 64, 400)).shape == (1, 8, 100, 16)
