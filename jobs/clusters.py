@@ -31,6 +31,7 @@ class Cluster(Section):
     gpu_type: str | None = None
     cpus_per_gpu: int = Field(8, gt=0)
     mem_per_gpu: str | None = None
+    mem_per_cpu: str | None = None
     exclusive: bool = False
     signal_seconds: int = Field(120, gt=0)
     environment: dict[EnvironmentName, str] = Field(default_factory=dict)
