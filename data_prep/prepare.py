@@ -2,7 +2,7 @@
 
     python data_prep/prepare.py DATASET --source DIR [--recipe R] [--codec C] [--out DIR] [--workers N] [--max-failures F]
     python data_prep/prepare.py DATASET [--recipe R] --codec C [--out DIR] [--workers N]
-    python data_prep/prepare.py DATASET ... --cluster NAME [--tasks N] [--time H:MM:SS] [--wait]
+    python data_prep/prepare.py DATASET ... --cluster NAME [--tasks N] [--time H:MM:SS] [--then NAME] [--wait]
     python data_prep/prepare.py DATASET [--recipe R] [--codec C] [--out DIR] --status | --verify
 
 The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else the profile's (with --cluster), else data/.
@@ -109,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", metavar="N", type=int, default=4, help="with --cluster: tasks at work (default 4)")
     parser.add_argument("--time", metavar="H:MM:SS", help="with --cluster: time limit (default: the profile's)")
     parser.add_argument("--wait", action="store_true", help="with --cluster: stay until it is complete")
+    parser.add_argument(
+        "--then", metavar="NAME", action="append", default=[], help="with --cluster: launch NAME when it is complete"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--status", action="store_true", help="how far it is; starts nothing")
     what.add_argument("--verify", action="store_true", help="read every byte and compare; changes nothing")
@@ -122,6 +125,8 @@ def _check(args: argparse.Namespace, again: str) -> None:
         raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
     if not 0 <= args.max_failures <= 1:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
+    if args.then and not args.cluster:
+        raise UserError("--then goes with --cluster; here: prepare, and then python jobs/launch.py NAME.")
     if args.tasks < 1:
         raise UserError(f"--tasks {args.tasks} is not a number of tasks; give 1 or more.")
     if args.source is not None and not args.source.is_dir():
@@ -133,13 +138,15 @@ def _check(args: argparse.Namespace, again: str) -> None:
 
 
 def _send(stage: Stage, source: Path, folder: Path, args: argparse.Namespace, again: str) -> None:
-    from jobs.prepare_slurm import Request, follow, send
+    from jobs.prepare_slurm import Request, follow, launch_after, send
 
     source, folder = source.absolute(), folder.absolute()
-    job, lines = send(
-        Request(stage, source, folder, args.cluster, args.tasks, args.workers, args.time, args.max_failures)
-    )
+    request = Request(stage, source, folder, args.cluster, args.tasks, args.workers, args.time, args.max_failures)
+    job, lines = send(request)
     print("\n".join(lines), file=sys.stderr)
+    if args.then:
+        launcher = launch_after(request, job, args.then)
+        print(f"{' then '.join(args.then)} will be launched by job {launcher}, after {job} succeeds.", file=sys.stderr)
     if not args.wait:
         print(f"How far it is: {again} --status", file=sys.stderr)
         print(job)

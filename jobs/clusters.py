@@ -31,6 +31,7 @@ class Cluster(Section):
     gpu_type: str | None = None
     cpus_per_gpu: int = Field(8, gt=0)
     mem_per_gpu: str | None = None
+    mem_per_cpu: str | None = None
     gpu_memory_gib: float | None = Field(None, gt=0)
     interface: str | None = None
     exclusive: bool = False

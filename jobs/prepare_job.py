@@ -67,6 +67,27 @@ class PrepareJob:
         return f"complete, {len(finish(self.stage, plan, self.folder))} inputs quarantined"
 
 
+@dataclass(frozen=True)
+class LaunchJob:
+    """Types ``launch.py`` when its turn comes, with the code that was frozen when it was queued.
+
+    A run's identity holds its data's hash, so it cannot be known, nor its folder made, before the data is there.
+    """
+
+    code: Path
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        # What SLURM told this small job must not reach the large one.
+        env = {
+            k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(("SLURM", "SBATCH", "SRUN"))
+        }
+        command = [sys.executable, str(self.code / "jobs" / "launch.py"), *self.words]
+        code = subprocess.run(command, cwd=self.code, env=env).returncode
+        if code:
+            sys.exit(code)
+
+
 class _Limit(BaseException):
     """The warning that SLURM sends before the time limit. Everything on disk stands a kill, so it may come anywhere."""
 

@@ -31,8 +31,8 @@ from data_prep.plan import code_version
 from data_prep.stage import Stage
 from jobs import snapshot
 from jobs.clusters import Cluster, load_cluster, minutes
-from jobs.configs import ROOT
-from jobs.prepare_job import FAILURES, PrepareJob, Role
+from jobs.configs import ROOT, load_named, runs_root
+from jobs.prepare_job import FAILURES, LaunchJob, PrepareJob, Role
 from jobs.slurm import setup_lines
 from jobs.slurm_errors import explain
 from jobs.slurm_state import LIVING
@@ -41,6 +41,7 @@ from pipeline.files import read_json, read_lines, write_json
 
 ATTEMPT = "attempt.json"
 States = defaultdict[str, Counter[str]]
+ANSWER = 60.0  # seconds that squeue may take
 LOOK = 2.0  # seconds between two looks at a job that is waited for
 
 
@@ -110,6 +111,23 @@ def send(request: Request) -> tuple[str, list[str]]:
     return attempt.last, said
 
 
+def launch_after(request: Request, job: str, names: list[str]) -> str:
+    """Queue a small job that launches the chain ``names`` once ``job`` has succeeded; its id."""
+    for name in names:
+        load_named(name)  # a mistake is told now, not in a log tomorrow
+    words = [names[0], *(word for name in names[1:] for word in ("--then", name)), "--cluster", request.cluster]
+    runs = runs_root(load_cluster(request.cluster).runs)
+    words += ["--data", str(request.folder.parent), "--runs", str(runs)]
+    executor = submitit.SlurmExecutor(folder=request.records / "logs", python=shlex.quote(sys.executable))
+    cluster = load_cluster(request.cluster)
+    executor.update_parameters(**_parameters(request, cluster, 1, f"afterok:{job}"))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return executor.submit(LaunchJob(request.records / "code", tuple(words))).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(_refusal(str(error), request, cluster, 1)) from None
+
+
 def living_attempt(folder: Path) -> tuple[Attempt, States] | None:
     """The jobs that are preparing ``folder``, and how many tasks of each are in which state; None where none lives.
 
@@ -118,7 +136,7 @@ def living_attempt(folder: Path) -> tuple[Attempt, States] | None:
     tree = read_json(records_of(folder) / ATTEMPT)
     if tree is None or shutil.which("squeue") is None:
         return None
-    attempt, states = Attempt(**tree), _states()
+    attempt, states = Attempt(**tree), _states(folder)
     return (attempt, states) if states[attempt.last] else None
 
 
@@ -137,8 +155,11 @@ def describe(folder: Path) -> list[str]:
     """What the queue and the jobs' own last words say of a preparation; empty where none was queued."""
     if not (records_of(folder) / ATTEMPT).is_file():
         return []
-    living = living_attempt(folder)
-    lines = [_standing(*living) if living else "no job of it is queued or running"]
+    try:
+        living = living_attempt(folder)
+        lines = [_standing(*living) if living else "no job of it is queued or running"]
+    except UserError as error:
+        lines = [str(error)]
     failures, _ = read_lines(records_of(folder) / FAILURES)
     return lines + [f"job {failure['job']} failed: {failure['message']}" for failure in failures]
 
@@ -153,7 +174,7 @@ def _begin(request: Request, cluster: Cluster) -> tuple[str, list[str]]:
         raise UserError(f"{records} cannot be made: {error.strerror}; choose another data root with --out.") from error
     helpers = _queue(request, cluster, name, "first", request.tasks)
     try:
-        last = _queue(request, cluster, name, "last", 1, after=helpers)
+        last = _queue(request, cluster, name, "last", 1, after=f"afterany:{helpers}")  # it completes what they left
     except UserError:
         subprocess.run(["scancel", helpers], capture_output=True)
         raise
@@ -187,12 +208,13 @@ def _parameters(request: Request, cluster: Cluster, workers: int, after: str | N
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": None if cpu_partition else cluster.constraint,
+        "mem_per_cpu": cluster.mem_per_cpu,
     }
     additional: dict[str, Any] = {"requeue": True}
-    if after:  # in whatever way they end: it completes what they left
-        additional |= {"dependency": f"afterany:{after}", "kill-on-invalid-dep": "yes"}
+    if after:
+        additional |= {"dependency": after, "kill-on-invalid-dep": "yes"}
     return {
-        "job_name": f"prepare_{request.folder.name}",
+        "job_name": _job_name(request.folder),
         "comment": f"slurmphony {request.folder}",
         "time": minutes(request.time or cluster.time),
         "nodes": 1,
@@ -222,17 +244,22 @@ def _work(request: Request) -> str:
     return repr((str(request.source), stage.settings(), stage.codec_hash, code_version(stage.code)))
 
 
-def _states() -> States:
-    """By job id (an array's own), how many of this user's tasks are in which living state; UserError where nobody answers."""
-    done = subprocess.run(["squeue", "-h", "-r", "--me", "-o", "%F|%T"], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError("SLURM's controller does not answer; try `sinfo`, and type the same again.")
+def _states(folder: Path) -> States:
+    """By job id (an array's own), how many of ``folder``'s tasks are in which living state; UserError where nobody answers."""
+    line = ["squeue", "-h", "-r", "--me", "-n", _job_name(folder), "-o", "%F|%T"]
+    try:
+        told = subprocess.run(line, capture_output=True, text=True, check=True, timeout=ANSWER).stdout
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        raise UserError("SLURM's controller does not answer; try `sinfo`, and type the same again.") from None
     states: States = defaultdict(Counter)  # a job that squeue does not name has no tasks
-    for line in done.stdout.split():
-        job, _, state = line.partition("|")
+    for job, _, state in (line.partition("|") for line in told.split()):
         if state in LIVING:
             states[job][state] += 1
     return states
+
+
+def _job_name(folder: Path) -> str:
+    return f"prepare_{folder.name}"
 
 
 def _standing(attempt: Attempt, states: States) -> str:

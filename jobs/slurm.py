@@ -124,7 +124,7 @@ def parameters(batch: Batch, cluster: Cluster, request: Request) -> dict[str, An
 def setup_lines(code: str, cluster: Cluster) -> list[str]:
     """Shell lines before srun; values are quoted, the profile's own ``setup`` lines are the user's words.
 
-    What decides which code runs is fixed; the rest gives way to what the person who launches has exported.
+    The snapshot comes first on the path, before what a module may have put there; the rest gives way to what the person who launches has exported.
 
     Args:
         code: the snapshot's folder as a shell word, quoted.
@@ -134,7 +134,7 @@ def setup_lines(code: str, cluster: Cluster) -> list[str]:
         defaults["SLURMPHONY_WEIGHTS"] = cluster.weights
     return [
         *cluster.setup,
-        f"export PYTHONPATH={code} PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1",
         *(f"export {name}=${{{name}:-{shlex.quote(value)}}}" for name, value in defaults.items()),
     ]
 

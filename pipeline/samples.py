@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
@@ -19,7 +20,6 @@ import numpy as np
 import xxhash
 
 from pipeline.shards import (
-    BLOCK,
     DamagedSample,
     Entry,
     Manifest,
@@ -202,22 +202,27 @@ class Layout:
 
     def __init__(self, raw: bytes) -> None:
         gaps: list[tuple[int, int] | str] = []  # stretches of the scratch buffer, and between them an array's name
-        self._members: list[
-            tuple[int, bytes, int, bytes]
-        ] = []  # place in the scratch buffer, field, size, array header
+        pattern: list[bytes] = []  # of what the scratch buffer must hold; see _fits
+        self._headers: list[tuple[int, bytes]] = []  # of the arrays, and where in the scratch buffer
+        self._padded: list[int] = []  # bytes of each member that is no array
         taken = at = 0  # bytes of arrays so far; where the running gap begins
         for _, field, start, size in walk(raw):
-            header = b""
-            if field.endswith(b".npy"):
-                payload = memoryview(raw)[start : start + size]
-                header = bytes(payload[: npy_start(payload)])
-            self._members.append((start - BLOCK - taken, b"." + field + b"\0", size, header))
-            if header:
-                gaps += [(at - taken, start + len(header) - taken), field.decode()[:-4]]
-                at = start + size
-                taken += size - len(header)
+            # The first dot of a member's name ends its key. Then its size, and what else its header says.
+            name = b"(?=[^.]{0,99}" + re.escape(b"." + field + b"\0") + b").{124}"
+            if not field.endswith(b".npy"):
+                pattern += [name, b"([0-7]{11}).{377}.{%d}" % padded(size)]
+                self._padded.append(padded(size))
+                continue
+            payload = memoryview(raw)[start : start + size]
+            header = bytes(payload[: npy_start(payload)])
+            pattern += [name, b"%011o.{377}" % size, b".{%d}" % (len(header) + padded(size) - size)]
+            self._headers.append((start - taken, header))
+            gaps += [(at - taken, start + len(header) - taken), field.decode()[:-4]]
+            at = start + size
+            taken += size - len(header)
         gaps.append((at - taken, len(raw) - taken))
         self._scratch = bytearray(len(raw) - taken)
+        self._pattern = re.compile(b"".join(pattern), re.DOTALL)
         view = memoryview(self._scratch)
         self._buffers: list[Any] = [None if isinstance(gap, str) else view[slice(*gap)] for gap in gaps]
         self._arrays = [(place, gap) for place, gap in enumerate(gaps) if isinstance(gap, str)]
@@ -236,20 +241,13 @@ class Layout:
         return digest.intdigest() == checksum and self._fits()
 
     def _fits(self) -> bool:
-        """Whether what came with the arrays are the same members, sizes and array headers."""
-        scratch = self._scratch
-        for at, field, size, header in self._members:
-            if not scratch.startswith(field, scratch.find(b".", at, at + 100)):
-                return False
-            try:
-                found = int(scratch[at + 124 : at + 135], 8)
-            except ValueError:
-                return False
-            if found != size if header else padded(found) != padded(size):
-                return False
-            if not scratch.startswith(header, at + BLOCK):
-                return False
-        return True
+        """Whether what came with the arrays are the same members, sizes (JSON's: in blocks) and array headers."""
+        match = self._pattern.fullmatch(self._scratch)  # one call: a small sample is read in the time of a few
+        return (
+            match is not None
+            and [padded(int(size, 8)) for size in match.groups()] == self._padded
+            and all(self._scratch.startswith(header, at) for at, header in self._headers)
+        )
 
 
 def _signature(arrays: dict[str, np.ndarray]) -> Signature:

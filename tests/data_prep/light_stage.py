@@ -122,6 +122,13 @@ def fork(work: Callable[[], object]) -> int:
     return pid
 
 
-def ended(pid: int) -> int:
-    """A forked process' exit code once it has ended; a signal's number negated."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def ended(pid: int, timeout: float = 60) -> int:
+    """A forked process' exit code once it has ended; a signal's number negated. One that does not end is killed, and fails the test."""
+    deadline = time.monotonic() + timeout
+    while (status := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"process {pid} did not end in {timeout} s")
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(status[1])

@@ -9,7 +9,7 @@ import xxhash
 
 from data_prep import hashing
 from data_prep.claims import enter
-from data_prep.hashing import hash_inputs
+from data_prep.hashing import forget_others, hash_inputs
 from data_prep.stage import Input, InputFile
 from tests.data_prep.light_stage import LightStage, die, ended, fork, write_source
 
@@ -67,6 +67,8 @@ def test_another_attempt_reads_what_changed(place):
     after = find(place, "b")
     assert reads(place) == ["n000.txt", "n001.txt"]
     assert [old.name for old, new in zip(before, after, strict=True) if old != new] == ["n000"]
+    forget_others(place / "work", "b")
+    assert {path.name.split(".")[1] for path in (place / "work").glob("hashes.*")} == {"b"}
 
 
 def test_what_one_was_killed_over_another_does(place, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ partition: gpu
 time: "0:10:00"
 cpus_per_gpu: 1
 signal_seconds: 60
-environment: {{PYTHONPATH: "{ROOT}"}}  # the stage is the tests'
+setup: ['export PYTHONPATH="{ROOT}"']  # the stage is the tests'
 """
 
 
@@ -151,6 +152,21 @@ def test_the_command_as_it_is_typed(slurm, tmp_path):
     assert verify(folder)[1] == [] and not [p for p in folder.iterdir() if p.name.startswith(".")]
     local = command(*words, "--source", tmp_path / "raw", "--cluster", "local")
     assert local.returncode == 2 and "'local' has no scheduler; leave --cluster out" in local.stderr
+
+
+def test_where_no_controller_answers_the_files_are_still_read(lab, tmp_path, capsys, monkeypatch):
+    prepare(STAGE, lab.source, lab.folder, 0, 0.05)
+    lab.send(1)
+    lab.slurm.cancel_all()
+    nobody = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", lab.slurm.layout.conf.read_text()) + "MessageTimeout=1\n"
+    for path in lab.slurm.layout.conf.parent.iterdir():
+        (tmp_path / path.name).write_text(nobody if path == lab.slurm.layout.conf else path.read_text())
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / lab.slurm.layout.conf.name))
+    show_status(lab.folder, describe(lab.folder))
+    told = capsys.readouterr().out
+    assert "controller does not answer" in told and "60 of 60 inputs" in told
+    with pytest.raises(UserError, match="controller does not answer"):
+        lab.send(1)
 
 
 def test_what_cannot_be_queued_is_one_sentence(lab, monkeypatch):
