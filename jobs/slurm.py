@@ -124,7 +124,8 @@ def parameters(batch: Batch, cluster: Cluster, request: Request) -> dict[str, An
 def setup_lines(code: str, cluster: Cluster) -> list[str]:
     """Shell lines before srun; values are quoted, the profile's own ``setup`` lines are the user's words.
 
-    The snapshot comes first on the path, before what a module may have put there; the rest gives way to what the person who launches has exported.
+    The snapshot comes first on the path, before what a module may have put there; the rest gives way to what the person who launches
+    has exported.
 
     Args:
         code: the snapshot's folder as a shell word, quoted.
