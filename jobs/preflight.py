@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -153,14 +152,16 @@ def quotas(place: Path) -> dict[str, tuple[int | None, int | None]]:
     if shutil.which("lfs") is None:
         return {}
     done = subprocess.run(["lfs", "quota", "-q", "-u", getpass.getuser(), str(place)], capture_output=True, text=True)
-    # path, then (used, quota, limit, grace) in KiB and again in files; a value over its quota bears a star
-    numbers = re.findall(r"(\d+)\*?\s+(\d+)\s+(\d+)\s+\S+", done.stdout) if done.returncode == 0 else []
-    if len(numbers) != 2:
+    # The path, then used, quota, limit and grace in KiB, and again in files; what is over its quota bears a star.
+    words = [word.rstrip("*") for word in done.stdout.split()[-8:]]
+    if done.returncode or len(words) != 8 or not all(words[i].isdigit() for i in (0, 1, 2, 4, 5, 6)):
         return {}
-    left = [(int(limit) or int(soft) or None, int(used)) for used, soft, limit in numbers]
-    (space, used), (files, present) = left
-    free = None if space is None else max(0, space - used) * 1024
-    return {"your quota": (free, None if files is None else max(0, files - present))}
+    (used, soft, hard), (files, soft_files, hard_files) = (map(int, words[i : i + 3]) for i in (0, 4))
+    left = [
+        max(0, limit - there) if limit else None
+        for limit, there in ((hard or soft, used), (hard_files or soft_files, files))
+    ]
+    return {"your quota": (None if left[0] is None else left[0] * 1024, left[1])}
 
 
 def memory_problems(config: RunConfig, cluster: Cluster, world_size: int, size: dict[str, int]) -> list[str]:

@@ -147,6 +147,40 @@ def test_every_way_of_dying_ends_with_the_same_bits(slurm, lab, undisturbed, way
     check_finished(lab, undisturbed)
 
 
+def test_two_nodes_of_four_tasks_lose_one_and_end_with_the_same_bits(slurm, lab, demo_data, tmp_path):
+    """The width at which sums have an order, groups span ranks, and a port must be reached from another node."""
+    few = ["trainer.max_steps=24", "trainer.save_every=4", "trainer.validate_every=12"]
+    words = [word for change in few for word in ("--set", change)]
+    job = lab.submit(slurm, "--nodes", "2", "--gpus", "4", *words)
+    lab.wait_training(slurm, job, 1, timeout=240)
+    kill_a_rank(slurm, job, lab)
+    lab.wait_complete(slurm, job, timeout=400)
+    assert len(slurm.job(job).nodes) == 2 and attempts(lab) == 2
+    whole = Lab(demo_data, tmp_path / "whole")
+    whole.finish(8, *CHANGES, *few)
+    assert lab.final_hashes(24) == whole.final_hashes(24)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_thirty_deaths_end_with_the_same_bits(slurm, lab, undisturbed, seed):
+    """Ten runs of three deaths each, in random ways at random moments."""
+    rng = random.Random(seed)
+    ways = rng.choices([way for way in WAYS if way is not stale], k=3)
+    job = lab.submit(slurm, "--set", "trainer.save_every=2")
+    for number, way in enumerate(ways, 1):
+        lab.wait_training(slurm, job, number)
+        time.sleep(rng.uniform(0.5, 2.5))
+        print(f"run {seed}, death {number}: {way.__name__}", flush=True)
+        if slurm.job(job).state != "RUNNING" or lab.run.last_end():
+            break  # it was quicker
+        way(slurm, job, lab)
+    lab.wait_complete(slurm, job)
+    check_finished(lab, undisturbed)
+    assert not slurm.tasks() and not list(lab.run.checkpoints.glob(".writing_*"))
+    print(f"run {seed}: {attempts(lab)} attempts", flush=True)
+
+
 def on_the_nodes(slurm: Cluster, lab: SlurmLab, program: str, *more: str) -> str:
     """Submit a job whose every process runs ``program`` at its start: what is wrong with a node is done there, not in our code."""
     blocker = slurm.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 300")
