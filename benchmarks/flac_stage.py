@@ -53,10 +53,10 @@ class FlacStage(Stage):
     def assemble(self, loaded: Sequence[tuple[str, np.ndarray]]) -> tuple[Samples, dict[str, Any]]:
         samples: Samples = []
         for name, stems in loaded:
-            pcm = np.clip(np.rint(stems * 32768), -32768, 32767).astype(np.int16)
-            for number in range(pcm.shape[1] // self.segment):
-                cut = pcm[:, number * self.segment : (number + 1) * self.segment]
-                samples.append((f"{name}-{number:03d}", {"stems": cut, "meta": {"track": name}}))
+            for number in range(stems.shape[1] // self.segment):
+                cut = stems[:, number * self.segment : (number + 1) * self.segment] * np.float32(32768)
+                np.clip(np.rint(cut, out=cut), -32768, 32767, out=cut)
+                samples.append((f"{name}-{number:03d}", {"stems": cut.astype(np.int16), "meta": {"track": name}}))
         return samples, {}
 
     def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How fast a dataset is prepared, beside the bare decoding and resampling of the same files on the same cores.
 
-    python benchmarks/prepare.py [--tracks 16] [--seconds 60] [--repeats 3] [--folder DIR]
+    python benchmarks/prepare.py [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]
     python benchmarks/prepare.py --dataset NAME --source DIR [--recipe R]      the same for a real dataset
 
 - bare: the stage's ``load`` alone for every input, in processes that share the inputs out beforehand; nothing is hashed or written.
@@ -101,7 +101,7 @@ def show(seconds: dict[str, list[tuple[float, float]]], inputs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tracks", type=int, default=16, help="of four stems; made for the while")
+    parser.add_argument("--tracks", type=int, default=24, help="of four stems; made for the while")
     parser.add_argument("--seconds", type=float, default=60.0, help="a track")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where all is made for the while (default: the system's)")
@@ -113,7 +113,7 @@ def main() -> None:
         if args.dataset:
             stage, source = find_stage(args.dataset, args.recipe), args.source
         else:
-            stage, source = FlacStage("flac_stems", inputs_per_shard=2), Path(name) / "source"
+            stage, source = FlacStage("flac_stems", inputs_per_shard=1), Path(name) / "source"
             write_source(source, args.tracks, args.seconds)
         show(measure(stage, source, Path(name) / "out", args.repeats), len(stage.scan(source)))
 
