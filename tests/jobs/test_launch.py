@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
 
-from jobs.preflight import permission_problems
+from jobs.configs import load_frozen
+from jobs.preflight import checkpoint_bytes, permission_problems
 from pipeline.runs import RunFolder, list_runs
 from pipeline.shards import MANIFEST, sealed, unsealed
-from tests.conftest import command
+from tests.conftest import ROOT, command
 
 TINY = [
     "trainer.max_steps=12", "trainer.save_every=5", "trainer.validate_every=6", "trainer.log_every=1", "trainer.sample_every=null",
@@ -51,6 +54,19 @@ def test_a_finished_run_has_everything_in_its_folder(finished):
         assert path.is_file(), path
     assert {p.name for p in run.checkpoints.iterdir()} >= {"step_000000012"}
     assert (run.checkpoints / "step_000000012" / "ema.safetensors").is_file()
+
+
+def test_what_describe_counts_is_what_was_written(finished, demo_data):
+    """Preflight's estimate of a checkpoint against a real one."""
+    run, _ = finished
+    tree = {
+        "config": load_frozen(run.config_file).model_dump(mode="json"),
+        "data": str(demo_data / "cocochorales_simple_demo"),
+    }
+    words = [sys.executable, "-m", "jobs.describe", "--json"]
+    told = subprocess.run(words, input=json.dumps(tree), capture_output=True, text=True, cwd=ROOT)
+    written = sum(f.stat().st_size for f in (run.checkpoints / "step_000000012").glob("*.safetensors"))
+    assert checkpoint_bytes(json.loads(told.stdout)) == pytest.approx(written, rel=0.05), told.stderr
 
 
 def test_the_same_command_again_says_that_it_is_complete(finished, demo_data):
