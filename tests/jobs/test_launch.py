@@ -1,5 +1,6 @@
 """Launching as a user types it: one sentence for a mistake, the same run found again, changes recorded."""
 
+import json
 import multiprocessing
 import os
 import shutil
