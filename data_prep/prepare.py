@@ -22,7 +22,10 @@ from pipeline.errors import RunFailed, UserError, nearest, run_command
 if TYPE_CHECKING:
     from data_prep.stage import Stage
 
-DATASETS = {"cocochorales": "data_prep.cocochorales"}  # modules with RECIPES, the first of them the default
+DATASETS = {  # modules with RECIPES, the first of them the default
+    "cocochorales": "data_prep.cocochorales",
+    "slakh": "data_prep.slakh",
+}
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ def test_two_workers_write_the_bytes_of_one(corpus, prepared, tmp_path):
 
 
 def test_only_the_named_ensembles_are_used_and_repeated_instruments_are_left_out(corpus, tmp_path):
-    with pytest.raises(UserError, match="no track of the ensembles brass, .*it has random"):
+    with pytest.raises(UserError, match=r"no track of the ensembles brass, .*it has random"):
         dataclasses.replace(STAGE, ensembles=("brass",)).scan(corpus)
     item = scan_tracks(corpus)[0]
 
