@@ -16,6 +16,7 @@ from pipeline.errors import UserError, nearest, run_command
 DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
     "cocochorales": "data_prep.demo_cocochorales",
     "slakh": "data_prep.demo_slakh",
+    "audio_pairs": "data_prep.demo_audio_pairs",
 }
 
 

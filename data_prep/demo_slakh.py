@@ -2,7 +2,7 @@
 
     <out>/slakh2100/{train,validation,test}/TrackNNNNN/{metadata.yaml, all_src.mid, mix.flac, MIDI/SNN.mid, stems/SNN.flac}
 
-44.1 kHz, 16 bit, mono. Every track has bass, drums, guitar and piano, and a flute that belongs to none of the four stems. The traps,
+44.1 kHz, 16 bit, mono. Every track has bass, drums, guitar and piano, and a melody that belongs to none of the four stems. The traps,
 from TRAPS on the tracks in turn: a track without guitar; a stem that exists as MIDI only; a piano of two sources; stems of unequal
 lengths; and a test track whose MIDI is that of a train track, played by other instruments.
 """
@@ -21,22 +21,20 @@ import numpy as np
 from data_prep.band import Song, compose
 from data_prep.chorales import Note
 from data_prep.demo_corpus import Corpus, shares
+from data_prep.midi import write_midi
+from data_prep.performance import PEAK, PLAYING, PROGRAMS, TAIL, cast, play
 from data_prep.synth import Player
 
 DEFAULT_TRACKS = 30
 RECIPE = "slakh_stems_demo"  # what is prepared from it next
 SAMPLE_RATE = 44100
 BARS = 16
-TAIL = 0.6  # seconds after the last release
-PEAK = 0.89  # of the mixture: -1 dB
 FOLDERS = {"train": "train", "valid": "validation", "test": "test"}
 FIRST_NUMBER = {"train": 1, "valid": 1501, "test": 1876}
 SOURCES = ("piano", "guitar", "bass", "drums", "lead")  # S00, S01, ... in this order
 CLASSES = {"piano": "Piano", "guitar": "Guitar", "bass": "Bass", "drums": "Drums", "lead": "Pipe"}
-PROGRAMS = {"piano": (0, 1, 4), "guitar": (24, 25, 27), "bass": (32, 33, 34), "drums": (0,), "lead": (73,)}
 DRUMS = 128  # Slakh's program of every kit
 TRAPS = ("", "no guitar", "unrendered", "two pianos", "short stem", "")
-LEVELS = {"piano": 0.05, "guitar": 0.05, "bass": 0.07, "drums": 0.08, "lead": 0.03}  # RMS, before the track's gain
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,9 @@ def plan(tracks: int, seed: int) -> list[Track]:
         for i in range(count):
             rng = random.Random(f"{seed}/{split}/{i}")
             song = compose(rng, BARS, (5 * i) % 12)
-            jobs.append(Track(split, FIRST_NUMBER[split] + i, song, _cast(rng), TRAPS[i % len(TRAPS)]))
+            jobs.append(Track(split, FIRST_NUMBER[split] + i, song, cast(rng), TRAPS[i % len(TRAPS)]))
     jobs[-1] = replace(jobs[-1], song=jobs[0].song, trap="")
     return jobs
-
-
-def _cast(rng: random.Random) -> dict[str, int]:
-    return {part: rng.choice(programs) for part, programs in PROGRAMS.items()}
 
 
 _player: Player | None = None  # one a process: loading the soundfont takes longer than playing a track
@@ -81,10 +75,8 @@ def _render_track(root: Path, track: Track) -> None:
     _player = _player or Player(SAMPLE_RATE)
     stems: dict[str, np.ndarray] = {}
     for part, notes in _sources(track):
-        wave = _player.play(notes, track.programs[part], track.song.seconds + TAIL, drums=part == "drums").astype(
-            np.float64
-        )
-        stems[part if part not in stems else f"{part} 2"] = LEVELS[part] / np.sqrt(np.mean(wave**2)) * wave
+        wave = play(_player, part, track.programs[part], notes, track.song.seconds + TAIL)
+        stems[part if part not in stems else f"{part} 2"] = wave
     gain = PEAK / float(np.abs(sum(stems.values())).max())
     _write_track(root / FOLDERS[track.split] / track.name, track, {name: gain * s for name, s in stems.items()}, gain)
 
@@ -162,11 +154,9 @@ def _metadata(identity: str, stems: dict[str, Any], gain: float) -> str:
 
 def _write_midi(path: Path, track: Track, lines: Sequence[tuple[str, int, tuple[Note, ...]]]) -> None:
     """Without the programs that this track happens to be played with in all_src.mid: twins share their bytes there."""
-    from data_prep.midi import write_midi
-
     programs = {part: PROGRAMS[part][0] for part in PROGRAMS}
     write_midi(path, track.song.tempo, [(part, programs[part], part == "drums", notes) for part, _, notes in lines])
 
 
-CODE = ("data_prep.demo_slakh", "data_prep.band", "data_prep.chorales:Note", "data_prep.synth:Player", "data_prep.midi")
+CODE = ("data_prep.demo_slakh", *PLAYING, "data_prep.midi")
 CORPUS = Corpus("slakh2100", CODE, _render_track, 6, "each of train, valid and test needs two")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DATASETS = {  # modules with RECIPES, the first of them the default
     "cocochorales": "data_prep.cocochorales",
     "slakh": "data_prep.slakh",
+    "audio_pairs": "data_prep.audio_pairs",
 }
 
 

@@ -21,8 +21,8 @@ PROGRAMS = {"piano": range(0, 8), "guitar": range(24, 32), "bass": range(32, 40)
 METADATA, MIDI = "metadata.yaml", "all_src.mid"
 AUDIO = (".flac", ".wav")
 SHORT_BY = 1.0  # seconds that a stem may end before the longest of its track
-LOW, HIGH = (8000.0, 10500.0), (12000.0, 16000.0)  # Hz, below and above what a file of 22,050 Hz can hold
-CLIFF = 1e-4  # of the density below: 40 dB less within half an octave is a resampler's edge, not music
+LOW, HIGH = (8000.0, 10500.0), (13500.0, 16500.0)  # Hz, below and above what a file of 22,050 Hz can hold
+CLIFF = 3e-4  # of the density below: 35 dB less within an octave is a resampler's edge, not music
 ROUNDING = 2.0**-30 / 12 / 22050  # density of the noise of rounding to 16 bits, per Hz, full scale 1
 
 

@@ -9,18 +9,18 @@ import xxhash
 VALID, TEST = 0.1, 0.1  # shares of the groups
 
 
-def split_by_name(groups: Iterable[str]) -> dict[str, str]:
+def split_by_name(groups: Iterable[str], least: int = 1) -> dict[str, str]:
     """Group -> split, about 80/10/10, decided by the hash of each group's name.
 
-    In a large set a new group moves no other. A small set has at least one group of each split (from three groups on): those with
-    the smallest hashes.
+    In a large set a new group moves no other. A small set has ``least`` groups in each split, those with the smallest hashes; where there
+    are too few for that, all are for training.
     """
     ranked = sorted(set(groups), key=lambda name: (_unit(name), name))
     splits = dict.fromkeys(ranked, "train")
-    if len(ranked) < 3:
+    if len(ranked) < 3 * least:
         return splits
-    test = max(1, sum(_unit(name) < TEST for name in ranked))
-    valid = max(1, sum(_unit(name) < TEST + VALID for name in ranked) - test)
+    test = max(least, sum(_unit(name) < TEST for name in ranked))
+    valid = max(least, sum(_unit(name) < TEST + VALID for name in ranked) - test)
     splits |= dict.fromkeys(ranked[:test], "test") | dict.fromkeys(ranked[test : test + valid], "valid")
     return splits
 

@@ -20,6 +20,7 @@ from data_prep.stage import Fields, Samples, Stage
 from pipeline.errors import UserError
 from pipeline.shards import SPLITS
 
+LEVELS_DOWN = 2  # how far below --source a layout is looked for
 KEY_LENGTH = 48  # a member's name in a tar has 100 bytes, its field's name included
 SHARED_CODE = (
     "data_prep.audio",
@@ -100,15 +101,20 @@ def sample_key(name: str, *numbers: int) -> str:
 
 
 def root_of(source: Path, inside: Iterable[str], layout: str) -> Path:
-    """``source``, or the one folder in it, that has one of the folders ``inside``; UserError naming the ``layout`` otherwise."""
+    """``source``, or the first folder up to two levels below, that has one of the folders ``inside``; UserError with the ``layout``
+    otherwise."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; --source is where the dataset lies ({layout}).")
     names = sorted(path.name for path in source.iterdir())
     if not names:
         raise UserError(f"{source} is empty; expected {layout}.")
-    folders = [source, *(source / name for name in names if (source / name).is_dir() and name[0] != ".")]
-    found = [folder for folder in folders if any((folder / name).is_dir() for name in inside)]
-    if not found:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UserError(f"{source} is not laid out as expected: {layout}; found {shown}.")
-    return found[0]
+    level = [source]
+    for _ in range(LEVELS_DOWN + 1):
+        for folder in level:
+            if any((folder / name).is_dir() for name in inside):
+                return folder
+        level = [
+            below for folder in level for below in sorted(folder.iterdir()) if below.is_dir() and below.name[0] != "."
+        ]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise UserError(f"{source} is not laid out as expected: {layout}; found {shown}.")

@@ -10,8 +10,8 @@ from pipeline.shards import ShardReader, decode, members, read_manifest
 
 
 def build(source: Path, folder: Path, stage: Stage, workers: int = 0) -> tuple[Path, dict[str, str]]:
-    """The prepared folder, and the quarantined inputs with their reasons; up to half of the inputs may be bad."""
-    plan, _ = prepare(stage, source, folder, workers, 0.5)
+    """The prepared folder, and the quarantined inputs with their reasons; up to three quarters of the inputs may be bad."""
+    plan, _ = prepare(stage, source, folder, workers, 0.75)
     return folder, {entry["input"]: entry["reason"] for entry in finish(stage, plan, folder)}
 
 
