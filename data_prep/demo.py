@@ -17,6 +17,7 @@ DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
     "cocochorales": "data_prep.demo_cocochorales",
     "slakh": "data_prep.demo_slakh",
     "audio_pairs": "data_prep.demo_audio_pairs",
+    "vocal_pairs": "data_prep.demo_vocal_pairs",
 }
 
 

@@ -26,6 +26,7 @@ DATASETS = {  # modules with RECIPES, the first of them the default
     "cocochorales": "data_prep.cocochorales",
     "slakh": "data_prep.slakh",
     "audio_pairs": "data_prep.audio_pairs",
+    "vocal_pairs": "data_prep.vocal_pairs",
 }
 
 
