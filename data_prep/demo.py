@@ -18,6 +18,8 @@ DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
     "slakh": "data_prep.demo_slakh",
     "audio_pairs": "data_prep.demo_audio_pairs",
     "vocal_pairs": "data_prep.demo_vocal_pairs",
+    "fma": "data_prep.demo_fma",
+    "musicnet": "data_prep.demo_musicnet",
 }
 
 

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def shard_key(stage: Stage, code: str, items: Iterable[Input]) -> str:
         "settings": stage.settings(),
         "code": code,
         "codec": [stage.codec, stage.codec_hash],
-        "inputs": [(item.name, [(f.path, f.size, f.hash) for f in item.files]) for item in items],
+        "inputs": [(item.name, [(f.path, f.size, f.hash) for f in item.files], *item.facts) for item in items],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
@@ -216,17 +216,17 @@ def _hashed(
     aside = cache.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(fresh))
     aside.replace(cache)
-    return [Input(i.name, i.split, i.group, tuple(files[f.path] for f in i.files)) for i in inputs]
+    return [replace(item, files=tuple(files[f.path] for f in item.files)) for item in inputs]
 
 
 def _compact(shard: PlannedShard) -> dict[str, Any]:
-    inputs = [[i.name, i.group, [[f.path, f.size, f.hash] for f in i.files]] for i in shard.inputs]
+    inputs = [[i.name, i.group, [[f.path, f.size, f.hash] for f in i.files], *i.facts] for i in shard.inputs]
     return {"name": shard.name, "split": shard.split, "key": shard.key, "inputs": inputs}
 
 
 def _expand(tree: dict[str, Any]) -> PlannedShard:
     inputs = tuple(
-        Input(name, tree["split"], group, tuple(InputFile(*file) for file in files))
-        for name, group, files in tree["inputs"]
+        Input(name, tree["split"], group, tuple(InputFile(*file) for file in files), tuple(facts))
+        for name, group, files, *facts in tree["inputs"]
     )
     return PlannedShard(tree["name"], tree["split"], tree["key"], inputs)

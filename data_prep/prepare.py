@@ -27,6 +27,8 @@ DATASETS = {  # modules with RECIPES, the first of them the default
     "slakh": "data_prep.slakh",
     "audio_pairs": "data_prep.audio_pairs",
     "vocal_pairs": "data_prep.vocal_pairs",
+    "fma": "data_prep.fma",
+    "musicnet": "data_prep.musicnet",
 }
 
 

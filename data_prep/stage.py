@@ -34,12 +34,16 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Input:
-    """What stays together and passes or fails as one: a track with its files. ``group`` may lie in one split only."""
+    """What stays together and passes or fails as one: a track with its files. ``group`` may lie in one split only.
+
+    ``facts``: what the dataset's tables say of it, for ``load``; part of its shard's key, so that no table has to be among its files.
+    """
 
     name: str
     split: str
     group: str
     files: tuple[InputFile, ...]
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
