@@ -28,7 +28,7 @@ from data_prep import levels
 from data_prep.audio import FULL_SCALE, decode_at, fitting_gain, mono, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.splits import split_by_name
-from data_prep.stage import BadInput, Input, InputFile, Samples
+from data_prep.stage import BadInput, Fields, Input, InputFile, Samples
 from data_prep.wave_stage import SHARED_CODE, WaveStage, root_of, sample_key, with_levels
 from pipeline.errors import UserError
 
@@ -60,7 +60,7 @@ class PairStage(WaveStage):
     tracks: ClassVar[tuple[str, ...]] = ("input", "target")
     default_licence: ClassVar[str] = "Your own recordings; their licence is not known here."
 
-    def _sample(self, key: str, given: Cut, wanted: Cut) -> tuple[str, dict[str, Any]]:
+    def _sample(self, key: str, given: Cut, wanted: Cut) -> tuple[str, Fields]:
         waves = [cut.wave.astype(np.float32) / FULL_SCALE for cut in (given, wanted)]
         measured = [
             levels.measure([wave], self.sample_rate, cut.gain) for wave, cut in zip(waves, (given, wanted), strict=True)
@@ -69,7 +69,7 @@ class PairStage(WaveStage):
             side: {"file": cut.file, "start": cut.start, "gain": cut.gain}
             for side, cut in zip(self.tracks, (given, wanted), strict=True)
         }
-        own = {"input": given.wave, "target": wanted.wave, "meta": meta}
+        own: Fields = {"input": given.wave, "target": wanted.wave, "meta": meta}
         both = {name: np.concatenate([each[name] for each in measured]) for name in measured[0]}
         return key, with_levels(own, both, [given.pad, wanted.pad])
 
@@ -135,8 +135,11 @@ class ExistingPairs(PairStage):
         samples: Samples = [
             self._sample(sample_key(name, pair[0].start), *pair) for name, pairs, _, _ in loaded for pair in pairs
         ]
-        unequal, silent = (sum(int(each[i]) for each in loaded) for i in (2, 3))
-        return self.gathered(samples, unequal=unequal, silent_segments=silent)
+        return self.gathered(
+            samples,
+            unequal=sum(unequal for _, _, unequal, _ in loaded),
+            silent_segments=sum(silent for _, _, _, silent in loaded),
+        )
 
 
 @dataclass(frozen=True)

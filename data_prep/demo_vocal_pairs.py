@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _render_take(root: Path, take: Take) -> None:
 
 
 def _gather_settings(root: Path) -> None:
-    tree = {}
+    tree: dict[str, Any] = {}
     for path in sorted(root.glob(".settings-*.json")):
         tree |= json.loads(path.read_text())
         path.unlink()

@@ -101,8 +101,12 @@ class FmaCqt(CqtStage):
 
     def assemble(self, loaded: Sequence[tuple[Samples, int, bool]]) -> tuple[Samples, dict[str, Any]]:
         samples = [sample for each, _, _ in loaded for sample in each]
-        silent, no_genre = (sum(int(each[i]) for each in loaded) for i in (1, 2))
-        return self.with_moments(samples, clips=len(loaded), no_genre=no_genre, silent_segments=silent)
+        return self.with_moments(
+            samples,
+            clips=len(loaded),
+            no_genre=sum(no_genre for _, _, no_genre in loaded),
+            silent_segments=sum(silent for _, silent, _ in loaded),
+        )
 
 
 def read_tracks(root: Path) -> dict[int, tuple[str, str, str, str]]:

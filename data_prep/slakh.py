@@ -31,7 +31,7 @@ from data_prep.audio import FULL_SCALE, fitting_gain, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.slakh_reader import AUDIO, METADATA, MIDI, STEMS, midi_identity, read_stems, torn_groups, track_files
 from data_prep.splits import connected
-from data_prep.stage import BadInput, Input, InputFile, Samples
+from data_prep.stage import BadInput, Fields, Input, InputFile, Samples
 from data_prep.wave_stage import SHARED_CODE, WaveStage, root_of, sample_key, with_levels
 from pipeline.errors import UserError
 
@@ -125,7 +125,7 @@ class SlakhStems(WaveStage):
                     continue
                 wave = stems.astype(np.float32) / FULL_SCALE
                 measured = levels.measure([*wave, wave.sum(axis=0)], self.sample_rate, song.gain)
-                own = {"stems": stems, "present": song.present, "meta": {**song.facts, "start": start}}
+                own: Fields = {"stems": stems, "present": song.present, "meta": {**song.facts, "start": start}}
                 key = sample_key(f"{song.facts['folder']}-{song.name}", start)
                 samples.append((key, with_levels(own, measured, pad)))
         return self.gathered(

@@ -35,7 +35,7 @@ from data_prep.alignment import aligned, estimate_lag
 from data_prep.audio import FULL_SCALE, decode_at, fitting_gain, mono, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.splits import split_by_name
-from data_prep.stage import BadInput, Input, InputFile, Samples
+from data_prep.stage import BadInput, Fields, Input, InputFile, Samples
 from data_prep.wave_stage import SHARED_CODE, WaveStage, root_of, sample_key, with_levels
 from pipeline.errors import UserError
 
@@ -146,12 +146,12 @@ class VocalPairs(WaveStage):
             no_reference=sum(not fields["has_reference"] for _, fields in samples),
         )
 
-    def _sample(self, song: Song, start: int, reference: int | None) -> tuple[str, dict[str, Any]]:
+    def _sample(self, song: Song, start: int, reference: int | None) -> tuple[str, Fields]:
         raw, pad = segment(song.raw, start, self.segment)
         mixed, _ = segment(song.mixed, start, self.segment)
         other = np.zeros_like(mixed) if reference is None else segment(song.mixed, reference, self.segment)[0]
         waves = [wave.astype(np.float32) / FULL_SCALE for wave in (raw, mixed, other)]
-        own = {
+        own: Fields = {
             "raw": raw,
             "mixed": mixed,
             "reference": other,
