@@ -30,6 +30,7 @@ DEFAULT_LICENCE = (
 )
 SHARED_CODE = (
     "data_prep.cocochorales_reader:read_track",
+    "data_prep.audio:decode",
     "data_prep.cocochorales_clips",
     "data_prep.shards:ShardWriter",
     "models.features:log_mel",

@@ -1,6 +1,6 @@
 """A small corpus in FMA's real layout, with its traps: clips of 30 s of our songs, as MP3.
 
-    <out>/fma/fma_small/NNN/NNNNNN.mp3        44.1 kHz, stereo
+    <out>/fma/fma_small/NNN/NNNNNN.mp3        44.1 kHz, every fourth in stereo
     <out>/fma/fma_metadata/tracks.csv         two header rows; also lists tracks that are not in fma_small
 
 A genre has its own band and tempo, an artist two or three tracks in one split. The traps: a clip without audio, one of 6 s, one whose tag
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.band import Song, compose
+from data_prep.band import BAR, Song, compose
 from data_prep.demo_corpus import Corpus, shares
 from data_prep.performance import PLAYING, cast, play_song
 from data_prep.synth import Player
 
-DEFAULT_TRACKS = 48
+DEFAULT_TRACKS = 32
 RECIPE = "fma_cqt_demo"  # what is prepared from it next
 SAMPLE_RATE = 44100
 SECONDS = 30.0
-BARS = 20
 FIRST_NUMBER = 2
 TRACKS_AN_ARTIST = 2
+STEREO_EVERY = 4
 STYLES = {  # genre -> tempo, parts of the band
     "Rock": (120.0, ("drums", "bass", "guitar", "lead")),
     "Easy Listening": (84.0, ("bass", "piano", "lead")),
@@ -67,7 +68,8 @@ def plan(tracks: int, seed: int) -> list[Clip]:
             rng = random.Random(f"{seed}/{number}")
             genre = tuple(STYLES)[artist % len(STYLES)]
             tempo, parts = STYLES[genre]
-            song = compose(rng, BARS, tempo=tempo * rng.uniform(0.95, 1.05))
+            tempo *= rng.uniform(0.95, 1.05)
+            song = compose(rng, math.ceil(SECONDS / (BAR * 60 / tempo)), tempo=tempo)
             programs = {part: program for part, program in cast(rng).items() if part in parts}
             clips.append(Clip(number, split, artist, genre, song, programs, TRAPS.get(number, "")))
     return clips
@@ -90,7 +92,8 @@ def _render_clip(root: Path, clip: Clip) -> None:
     _player = _player or Player(SAMPLE_RATE)
     wave = play_song(_player, clip.song, clip.programs)
     wave = wave[: int((6.0 if clip.trap == "short" else SECONDS) * SAMPLE_RATE)]
-    soundfile.write(path, np.stack([wave, 0.8 * wave], axis=1), SAMPLE_RATE, format="MP3")
+    stereo = np.stack([wave, 0.8 * wave], axis=1)
+    soundfile.write(path, stereo if clip.number % STEREO_EVERY == 0 else wave, SAMPLE_RATE, format="MP3")
     if clip.trap == "long tag":
         path.write_bytes(id3_tag(300_000) + path.read_bytes())
 

@@ -298,7 +298,7 @@ def test_every_planted_trap_is_quarantined_with_its_reason(copy, tmp_path):
     plan, _ = prepare(stage, copy, tmp_path / "out", 0, 0.9)
     reasons = {entry["input"]: entry["reason"] for entry in finish_without_samples(stage, plan, tmp_path / "out")}
     expected = {
-        tracks[0].name: "is not a WAV file: ",
+        tracks[0].name: "is not readable audio: ",
         tracks[1].name: "stems_audio has 3 of 4 stems",
         tracks[2].name: "metadata.yaml is not valid YAML",
         tracks[3].name: "is shorter than expected: 3.00 s, its last note ends at",
@@ -307,7 +307,7 @@ def test_every_planted_trap_is_quarantined_with_its_reason(copy, tmp_path):
         tracks[6].name: "is not a whole MIDI file",
         tracks[7].name: "is silent throughout",
         tracks[8].name: "does not fit metadata.yaml",
-        valid.name: "is shorter than expected",
+        valid.name: "is cut off: its header promises more than",
     }
     assert reasons.keys() == expected.keys()
     for name, reason in expected.items():
