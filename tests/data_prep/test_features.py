@@ -114,8 +114,8 @@ def test_the_cqt_is_librosas():
 
 
 def test_the_cqt_is_the_sum_that_defines_it():
-    """Wavelet by wavelet, sample by sample, also at both ends."""
-    wave = torch.from_numpy(music(1.0))
+    """Wavelet by wavelet, sample by sample, also at both ends; of noise, which excites every bin by about 1."""
+    wave = torch.randn(22050, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = cqt(wave)
     for k, (hertz, length) in enumerate(zip(CQT.frequencies, CQT.lengths, strict=True)):
         if k not in (0, 40, 83):
@@ -127,7 +127,7 @@ def test_the_cqt_is_the_sum_that_defines_it():
             where = at + 64 * frame
             inside = (where >= 0) & (where < len(wave))
             direct = (wave[where[inside]] * atom[inside]).sum()
-            assert abs(found[k, frame] - direct) < 1e-4 * math.sqrt(length)
+            assert abs(found[k, frame] - direct) < 2e-3
 
 
 def test_a_tone_is_loudest_in_its_cqt_bin_and_as_loud_as_it_should_be():
@@ -143,6 +143,7 @@ def test_the_cqt_of_any_length_and_batch():
     wave = torch.from_numpy(np.concatenate([music(13.0, seed) for seed in range(2)]))
     whole = cqt(wave)
     assert whole.shape == (84, 1 + len(wave) // 64), "more than CQT_CHUNK frames"
+    assert [cqt(wave[:n]).shape[-1] for n in (1, 63, 64, 6399, 6400)] == [1, 1, 2, 100, 101]
     later = cqt(wave[64 * 4000 :])
     torch.testing.assert_close(later[:, 100:], whole[:, 4100:], rtol=0, atol=1e-4)
     pair = torch.stack([wave[:40000], wave[50000:90000]])
