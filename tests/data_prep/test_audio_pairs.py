@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data_prep.audio_pairs import RECIPES
-from data_prep.demo_audio_pairs import _render_parts, plan, render
+from data_prep.demo_audio_pairs import _gather_truth, _render_parts, plan
 from data_prep.splits import connected, split_by_name
 from pipeline.errors import UserError
 from pipeline.shards import read_manifest
@@ -190,8 +190,12 @@ def test_marks_connect_names_through_others():
 
 
 def test_the_demo_corpus_holds_its_traps_and_knows_its_truth(tmp_path):
-    list(render(tmp_path, 11, 2, workers=2))
     root = tmp_path / "audio_pairs"
+    root.mkdir()
+    for number in (0, 2, 3, 5, 8):
+        _render_parts(root, plan(11, 2)[number])
+    _gather_truth(root)
+    (tmp_path / "again").mkdir()
     _render_parts(tmp_path / "again", plan(11, 2)[5])
     for path in (tmp_path / "again").rglob("*.wav"):
         assert path.read_bytes() == (root / path.relative_to(tmp_path / "again")).read_bytes(), path
@@ -202,7 +206,7 @@ def test_the_demo_corpus_holds_its_traps_and_knows_its_truth(tmp_path):
     assert info["dataset_pairs_wav/train/pair_0005_output.wav"].channels == 2
     assert info["dataset_pairs_wav/train/pair_0003_output.wav"].duration == 14.5
     assert info["songs/Song 01.wav"].duration < 4
-    for number in (0, 1, 2):
+    for number in (0, 2, 3):
         sides = [truth[f"dataset_pairs_wav/train/pair_{number:04d}_{side}.wav"] for side in ("input", "output")]
         assert abs(sides[0]["tempo"] - sides[1]["tempo"]) > 0.5
     assert plan(11, 2) != plan(11, 3)

@@ -48,7 +48,7 @@ def test_mistakes_are_one_sentence(corpus, tmp_path):
     assert "--max-failures 7.0 is not a fraction" in mistake(*PREPARE, "--source", corpus, "--max-failures", 7)
     assert "holds no plan" in mistake(*PREPARE, "--status", "--out", tmp_path)
     assert "holds no prepared dataset" in mistake(*PREPARE, "--verify", "--out", tmp_path)
-    assert "no demo corpus 'slack'. There are: cocochorales." in mistake(
+    assert "no demo corpus 'slack'. Did you mean 'slakh'? There are: cocochorales, slakh, " in mistake(
         "data_prep/demo.py", "slack", "--out", tmp_path
     )
     assert not (tmp_path / "out").exists()

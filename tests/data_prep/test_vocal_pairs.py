@@ -12,7 +12,7 @@ from scipy.signal import sosfreqz
 
 from data_prep.alignment import estimate_lag
 from data_prep.band import compose
-from data_prep.demo_vocal_pairs import STYLE, _render_take, plan, render
+from data_prep.demo_vocal_pairs import STYLE, _gather_settings, _render_take, plan
 from data_prep.effects import Band, biquad, process
 from data_prep.vocal_pairs import RECIPES
 from data_prep.voice import sing
@@ -193,19 +193,22 @@ def test_other_layouts_are_named(tmp_path):
 
 
 def test_the_demo_corpus_holds_its_traps_and_the_settings(tmp_path):
-    list(render(tmp_path, 5, 1, workers=2))
-    root = tmp_path / "vocal_pairs"
-    settings = json.loads((root / "settings.json").read_text())
     takes = plan(5, 1)
-    assert set(settings) == {take.name for take in takes}
+    root = tmp_path / "vocal_pairs"
+    root.mkdir()
+    for take in takes[1:]:
+        _render_take(root, take)
+    _gather_settings(root)
+    settings = json.loads((root / "settings.json").read_text())
+    assert set(settings) == {take.name for take in takes[1:]}
     sides = {side: {p.stem for p in (root / side).iterdir()} for side in ("raw", "mixed")}
     assert sides["raw"] ^ sides["mixed"] == {takes[3].name, takes[4].name}
     assert soundfile.info(root / f"mixed/{takes[2].name}.wav").channels == 1
-    _render_take(tmp_path, takes[0])
+    _render_take(tmp_path, takes[2])
     for side in ("raw", "mixed"):
-        name = f"{side}/{takes[0].name}.wav"
+        name = f"{side}/{takes[2].name}.wav"
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes(), "the same seed, the same bytes"
-    for take in takes[:3]:
+    for take in takes[1:3]:
         raw, late = (soundfile.read(root / f"{side}/{take.name}.wav", dtype="float32")[0] for side in sides)
         late = late if late.ndim == 1 else late.mean(axis=1)
         assert estimate_lag(raw, late, RATE).lag == settings[take.name]["latency"]
