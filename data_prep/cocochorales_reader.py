@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.audio import decode
 from data_prep.stage import BadInput, Input, InputFile
 from pipeline.errors import UserError
 from pipeline.shards import SPLITS
@@ -33,7 +34,6 @@ LAYOUT = "main_dataset/{train,valid,test}/<ensemble>_trackNNNNNN/{metadata.yaml,
 TRACK_NAME = re.compile(r"[a-z]+_track\d+")
 STEM_NAME = re.compile(r"(\d+)_(.+)")
 MIDI_FOLDERS = ("stems_midi", "stems_MIDI")
-WAV_KINDS = ("WAV", "WAVEX", "RF64")
 SHORT_BY = 0.25  # seconds that a stem may end before its last note does
 
 
@@ -134,24 +134,11 @@ def read_instruments(raw: bytes) -> tuple[str, ...]:
 
 
 def read_audio(raw: bytes, name: str) -> np.ndarray:
-    """(n,) float64 from a mono WAV of SAMPLE_RATE. Raises BadInput."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(io.BytesIO(raw)) as file:
-            kind, rate, channels = file.format, file.samplerate, file.channels
-            audio = file.read(dtype="float64", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise BadInput(f"{name} is not a WAV file: {error.error_string}") from None  # its str() holds a memory address
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise BadInput(f"{name} is not a WAV file: {_first_line(error)}") from None
-    if kind not in WAV_KINDS:
-        raise BadInput(f"{name} is not a WAV file but {kind}")
-    if rate != SAMPLE_RATE or channels != 1:
-        raise BadInput(f"{name} has {rate} Hz and {channels} channels, expected {SAMPLE_RATE} Hz and 1")
-    if not np.isfinite(audio).all():
-        raise BadInput(f"{name} holds samples that are not numbers")
-    return audio[:, 0]
+    """(n,) float64 from a mono file of SAMPLE_RATE. Raises BadInput."""
+    audio, rate = decode(raw, name)
+    if rate != SAMPLE_RATE or len(audio) != 1:
+        raise BadInput(f"{name} has {rate} Hz and {len(audio)} channels, expected {SAMPLE_RATE} Hz and 1")
+    return audio[0].astype(np.float64)
 
 
 def read_notes(raw: bytes, name: str) -> tuple[Note, ...]:

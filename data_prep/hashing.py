@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def hash_inputs(
                 chunks = left
     finally:
         claims.close()
-    return [Input(i.name, i.split, i.group, tuple(_hashed(f.path, found[f.path]) for f in i.files)) for i in inputs]
+    return [replace(item, files=tuple(_hashed(f.path, found[f.path]) for f in item.files)) for item in inputs]
 
 
 def _make(path: Path, members: list[str], claims: Claims, hashed: Callable[[list[str]], Found]) -> Found | None:

@@ -77,7 +77,7 @@ def read_plan(folder: Path) -> Plan | None:
 def make_plan(stage: Stage, hashed: Iterable[Input], source: Path) -> Plan:
     """Deal hashed inputs to shards; the same plan from the same inputs, whoever makes it. UserError for a leak between splits."""
     inputs = sorted(hashed, key=lambda item: (item.split, item.name))
-    refuse_leaks(inputs, stage.leak_signature)
+    refuse_leaks(inputs, stage.leak_signatures)
     code = code_version(stage.code)
     shards = []
     for split in SPLITS:
@@ -103,7 +103,7 @@ def shard_key(stage: Stage, code: str, items: Iterable[Input]) -> str:
         "settings": stage.settings(),
         "code": code,
         "codec": [stage.codec, stage.codec_hash],
-        "inputs": [(item.name, [(f.path, f.size, f.hash) for f in item.files]) for item in items],
+        "inputs": [(item.name, [(f.path, f.size, f.hash) for f in item.files], *item.facts) for item in items],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
@@ -159,14 +159,13 @@ def _without_docstrings(statement: ast.stmt) -> ast.stmt:
     return statement
 
 
-def refuse_leaks(inputs: Iterable[Input], signature: Callable[[Input], str | None]) -> None:
+def refuse_leaks(inputs: Iterable[Input], signatures: Callable[[Input], tuple[str, ...]]) -> None:
     """UserError where one group, or one recording under two names, lies in two splits."""
     seen: dict[str, Input] = {}
     for item in inputs:
         marks = [(f"group {item.group}", f"{item.name} lies")]
-        sign = signature(item)
-        if sign is not None:
-            marks.append((f"content {sign}", f"one recording lies under the names {{}} and {item.name}"))
+        lies_twice = f"one recording lies under the names {{}} and {item.name}"
+        marks += [(f"content {sign}", lies_twice) for sign in signatures(item)]
         for mark, lies in marks:
             first = seen.setdefault(mark, item)
             if first.split != item.split:
@@ -177,13 +176,13 @@ def refuse_leaks(inputs: Iterable[Input], signature: Callable[[Input], str | Non
 
 
 def _compact(shard: PlannedShard) -> dict[str, Any]:
-    inputs = [[i.name, i.group, [[f.path, f.size, f.hash] for f in i.files]] for i in shard.inputs]
+    inputs = [[i.name, i.group, [[f.path, f.size, f.hash] for f in i.files], *i.facts] for i in shard.inputs]
     return {"name": shard.name, "split": shard.split, "key": shard.key, "inputs": inputs}
 
 
 def _expand(tree: dict[str, Any]) -> PlannedShard:
     inputs = tuple(
-        Input(name, tree["split"], group, tuple(InputFile(*file) for file in files))
-        for name, group, files in tree["inputs"]
+        Input(name, tree["split"], group, tuple(InputFile(*file) for file in files), tuple(facts))
+        for name, group, files, *facts in tree["inputs"]
     )
     return PlannedShard(tree["name"], tree["split"], tree["key"], inputs)

@@ -35,12 +35,16 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Input:
-    """What stays together and passes or fails as one: a track with its files. ``group`` may lie in one split only."""
+    """What stays together and passes or fails as one: a track with its files. ``group`` may lie in one split only.
+
+    ``facts``: what the dataset's tables say of it, for ``load``; part of its shard's key, so that no table has to be among its files.
+    """
 
     name: str
     split: str
     group: str
     files: tuple[InputFile, ...]
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Stage(ABC):
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
         """The recipe's own part of the dataset card, Markdown."""
 
-    def leak_signature(self, item: Input) -> str | None:
-        """What two inputs that are secretly the same have in common; None where there is nothing to compare."""
-        return None
+    def leak_signatures(self, item: Input) -> tuple[str, ...]:
+        """What two inputs that are secretly the same have in common; empty where there is nothing to compare."""
+        return ()
+
+    def pictures(self, summaries: dict[str, list[dict[str, Any]]]) -> dict[str, bytes]:
+        """PNG files by name that lie beside the card; ``card`` refers to them."""
+        return {}

@@ -4,12 +4,16 @@ A mel here is the magnitude (not power) of a Hann-windowed STFT through torchaud
 natural logarithm above a floor: ``log(max(mel, 1e-5))``, the convention of HiFi-GAN and AudioLDM2. Frame k is
 centred on sample ``(k + 1/2) * hop``, so n samples give exactly ``n // hop`` frames.
 
+A constant-Q transform here is librosa's (``librosa.cqt`` with ``scale=True`` and zeros beyond the ends), in torch, differentiable, on
+any device: frame k is centred on sample ``k * hop``, so n samples give ``1 + n // hop`` frames.
+
 Shape legend: B bands, L frames, n samples; leading dimensions are free.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +43,35 @@ class MelSpec:
 
 SIMPLE = MelSpec(sample_rate=16000, bands=128, window=1024, hop=512)
 AUDIOLDM2 = MelSpec(sample_rate=16000, bands=64, window=1024, hop=160)
+
+
+@dataclass(frozen=True)
+class CqtSpec:
+    """How a CQT is computed. ``f_min`` in Hz (of bin 0), ``hop`` in samples; ``floor`` in units of its magnitude, in which a full-scale
+    sine has half the square root of its bin's wavelet length."""
+
+    sample_rate: int
+    bins: int
+    bins_per_octave: int
+    f_min: float
+    hop: int
+    floor: float = 1e-4
+
+    @property
+    def frequencies(self) -> list[float]:
+        """Hz of each bin."""
+        return [self.f_min * 2 ** (k / self.bins_per_octave) for k in range(self.bins)]
+
+    @property
+    def lengths(self) -> list[float]:
+        """Samples of each bin's wavelet: neighbouring bins' bands touch (Schoerkhuber and Klapuri 2010)."""
+        step = 2 ** (2 / self.bins_per_octave)
+        return [(step + 1) / (step - 1) * self.sample_rate / hertz for hertz in self.frequencies]
+
+
+CQT = CqtSpec(sample_rate=22050, bins=84, bins_per_octave=12, f_min=32.70319566257483, hop=64)  # from C1
+CQT_CHUNK = 8192  # frames computed at a time; bounds the memory of a long recording
+CQT_BAND = 32  # a wavelet's spectrum is kept up to this many bins of its own length from its centre: -97 dB
 
 
 def log_mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Tensor:
@@ -86,6 +119,67 @@ def waveform(log_mels: torch.Tensor, spec: MelSpec, iterations: int = 64) -> tor
         previous = rebuilt
     wave = _overlap_add(magnitudes * phase, spec)
     return wave[..., spec.margin : spec.margin + log_mels.shape[-1] * spec.hop]
+
+
+def log_cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
+    """(..., n) -> (..., 2, B, L): natural logarithm of the magnitude above ``spec.floor``, and the phase in radians (0 at the floor).
+
+    Raises ValueError as ``cqt`` does.
+    """
+    transform = cqt(wave, spec)
+    magnitude = transform.abs()
+    phase = torch.where(magnitude > spec.floor, transform.angle(), torch.zeros_like(magnitude))
+    return torch.stack([magnitude.clamp(min=spec.floor).log(), phase], dim=-3)
+
+
+def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
+    """(..., n) waveform at ``spec.sample_rate`` -> complex (..., B, L), L = 1 + n // hop.
+
+    Every bin is one product of spectra, folded to the frame rate before it is transformed back: exact, without decimation. Raises
+    ValueError for an empty waveform and for numbers that are none; there is no other failure, and never a substitute.
+    """
+    if wave.shape[-1] == 0 or not bool(torch.isfinite(wave).all()):
+        raise ValueError("a CQT needs a waveform of finite numbers, with one sample at least")
+    frames = 1 + wave.shape[-1] // spec.hop
+    reach = math.ceil((spec.lengths[0] / 2 + 1) / spec.hop) * spec.hop
+    flat = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (reach, reach + spec.hop))
+    chunks = []
+    for first in range(0, frames, CQT_CHUNK):
+        count = min(CQT_CHUNK, frames - first)
+        piece = flat[:, first * spec.hop : (first + count - 1) * spec.hop + 2 * reach + 1]
+        chunks.append(_cqt_piece(piece, spec)[..., reach // spec.hop :][..., :count])
+    return torch.cat(chunks, dim=-1).reshape(*wave.shape[:-1], spec.bins, frames)
+
+
+def _cqt_piece(wave: torch.Tensor, spec: CqtSpec) -> torch.Tensor:
+    """(b, n) -> complex (b, B, K), frame k centred on sample k * hop, those near the ends reaching around them."""
+    folded = 1 << max(0, math.ceil(wave.shape[-1] / spec.hop) - 1).bit_length()
+    spectrum = torch.fft.rfft(wave, n=folded * spec.hop)
+    bins = []
+    for low, wavelet in _wavelets(spec, folded, spectrum.dtype, wave.device):
+        product = spectrum[:, low : low + len(wavelet)] * wavelet
+        where = (low + torch.arange(len(wavelet), device=wave.device)) % folded
+        bins.append(product.new_zeros(len(wave), folded).index_add(1, where, product))
+    return torch.fft.ifft(torch.stack(bins, dim=1)) / spec.hop
+
+
+@functools.lru_cache(maxsize=4)
+def _wavelets(spec: CqtSpec, folded: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, torch.Tensor]]:
+    """For each bin the conjugate spectrum of its wavelet over ``folded * hop`` samples, around its centre: first index, values.
+
+    The wavelet is a Hann window of unit sum times the bin's oscillation, by the square root of its length (librosa's scale).
+    """
+    size = folded * spec.hop
+    found = []
+    for hertz, length in zip(spec.frequencies, spec.lengths, strict=True):
+        at = torch.arange(math.floor(-length / 2), math.floor(length / 2), dtype=torch.float64)
+        window = torch.hann_window(len(at), dtype=torch.float64)
+        wave = torch.polar(math.sqrt(length) * window / window.sum(), 2 * torch.pi * hertz / spec.sample_rate * at)
+        around = torch.zeros(size, dtype=torch.complex128).index_add(0, at.long() % size, wave)
+        centre, width = hertz / spec.sample_rate * size, CQT_BAND / length * size
+        low, high = max(0, math.floor(centre - width)), min(size // 2, math.ceil(centre + width))
+        found.append((low, torch.fft.fft(around)[low:high].conj().resolve_conj().to(dtype=dtype, device=device)))
+    return found
 
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:

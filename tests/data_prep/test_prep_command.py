@@ -37,7 +37,7 @@ def test_mistakes_are_one_sentence(corpus, tmp_path):
         "data_prep/prepare.py", "cocochorale", "--source", corpus
     )
     unknown = mistake(*PREPARE, "--recipe", "cocochorales_simpel", "--source", corpus)
-    assert "Did you mean 'cocochorales_simple'? It has: cocochorales_simple, cocochorales_simple_demo." in unknown
+    assert "Did you mean 'cocochorales_simple'? It has: cocochorales_simple, cocochorales_simple_demo, " in unknown
     assert "--source is missing" in mistake(*PREPARE)
     assert "is not a folder" in mistake(*PREPARE, "--source", tmp_path / "nowhere", "--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -49,7 +49,7 @@ def test_mistakes_are_one_sentence(corpus, tmp_path):
     assert "--max-failures 7.0 is not a fraction" in mistake(*PREPARE, "--source", corpus, "--max-failures", 7)
     assert "holds no plan" in mistake(*PREPARE, "--status", "--out", tmp_path)
     assert "holds no prepared dataset" in mistake(*PREPARE, "--verify", "--out", tmp_path)
-    assert "no demo corpus 'slack'. There are: cocochorales." in mistake(
+    assert "no demo corpus 'slack'. Did you mean 'slakh'? There are: cocochorales, slakh, " in mistake(
         "data_prep/demo.py", "slack", "--out", tmp_path
     )
     assert not (tmp_path / "out").exists()
@@ -86,7 +86,7 @@ def test_a_bad_input_then_status_verify_repair(corpus, tmp_path):
     assert made.stdout.strip() == str(folder), "the last line on stdout is where the dataset lies"
     assert "complete already: 3 shards, every byte checked." in made.stderr
     assert f"1 of 6 inputs quarantined; the reasons are in {folder / 'quarantine.jsonl'}." in made.stderr
-    assert "is not a WAV file" in (folder / "quarantine.jsonl").read_text()
+    assert "is not readable audio" in (folder / "quarantine.jsonl").read_text()
     suffixes = [".tar", ".npy", ".json"] * 3 + [".json", ".json", ".jsonl", ".md"]
     assert sorted(p.suffix for p in folder.iterdir()) == sorted(suffixes), "no temporary file remains"
     card = (folder / "README.md").read_text()
