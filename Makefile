@@ -18,7 +18,7 @@ demo:
 	@$(VENV)/python jobs/demo.py
 
 test: setup lint
-	@$(VENV)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
+	@$(VENV)/python -m pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder
 
 soak: setup
 	@$(VENV)/python -m pytest -m soak

@@ -134,6 +134,7 @@ def test_songs_are_split_before_they_are_paired(songs, tmp_path):
     assert len(found) == 14 * 3
 
 
+@pytest.mark.soak  # in `make test` Slakh and CocoChorales show it for all: the engine is the same
 def test_two_workers_write_the_bytes_of_one(songs, tmp_path):
     stage = dataclasses.replace(SONGS, inputs_per_shard=3)
     one, two = (build(songs, tmp_path / f"{n}" / stage.recipe, stage, workers=n)[0] for n in (0, 2))

@@ -109,6 +109,7 @@ def test_mean_and_deviation_are_those_of_the_training_bins(prepared):
     np.testing.assert_allclose(info["std"], magnitude.std(axis=1), atol=1e-4)
 
 
+@pytest.mark.soak  # in `make test` Slakh and CocoChorales show it for all: the engine is the same
 def test_two_workers_write_the_bytes_of_one(prepared, tmp_path):
     root, folder = prepared
     assert tree(build(root, tmp_path / STAGE.recipe, STAGE, workers=2)[0]) == tree(folder)

@@ -104,6 +104,7 @@ def test_movements_of_a_composition_stay_together(prepared):
     assert len(splits) == 4, "three compositions, and a test recording on its own"
 
 
+@pytest.mark.soak  # in `make test` Slakh and CocoChorales show it for all: the engine is the same
 def test_two_workers_write_the_bytes_of_one(prepared, tmp_path):
     root, folder = prepared
     assert tree(build(root, tmp_path / STAGE.recipe, STAGE, workers=2)[0]) == tree(folder)

@@ -152,6 +152,7 @@ def test_mono_mixed_and_stereo_raw_and_another_rate(corpus, takes, tmp_path):
     assert by_name["No. 3 lead"]["lag"] == 700
 
 
+@pytest.mark.soak  # in `make test` Slakh and CocoChorales show it for all: the engine is the same
 def test_two_workers_write_the_bytes_of_one(prepared, tmp_path):
     corpus, folder = prepared
     assert tree(build(corpus, tmp_path / STAGE.recipe, STAGE, workers=2)[0]) == tree(folder)
