@@ -15,7 +15,10 @@ from pathlib import Path
 from jobs.clusters import Cluster
 from jobs.configs import ROOT, prepare_command
 from jobs.planning import Plan, say
+from models.codecs import ANALYTIC, check_codec
+from models.codecs.weights import ENVIRONMENT, fetch_command, find_weights
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.shards import DamagedSample, Manifest, ShardReader
 
 SAMPLED = 16  # samples that are read and checked, each from another shard while there are enough
@@ -36,6 +39,7 @@ def problems(plan: Plan, *, thorough: bool) -> list[str]:
         return found
     if plan.manifest:
         found += data_problems(plan.manifest, plan.config)
+    found += weights_problems(plan.config, plan.where.cluster)
     new = not plan.run.history_file.exists()
     queued = plan.where.cluster.scheduler == "slurm"
     size = sizes(plan) if new and queued else None  # an old run has shown that it fits, and here one sees at once
@@ -102,6 +106,28 @@ def data_problems(manifest: Manifest, config: RunConfig) -> list[str]:
         return []
     return [
         f"the data is damaged in {len(bad)} of {min(SAMPLED, len(filled))} places looked at ({bad[0]}); repair it: {again}"
+    ]
+
+
+def weights_problems(config: RunConfig, cluster: Cluster) -> list[str]:
+    """A run on latents decodes what it samples: its codec's weights must be where the job will look for them, with their sizes."""
+    codec = config.data.codec
+    given = os.environ.get(ENVIRONMENT) or cluster.weights
+    try:
+        if codec is None:
+            return []
+        check_codec(codec)
+        if codec in ANALYTIC:
+            return []
+        weights = find_weights(codec, Path(given) if given else None)
+    except UserError as error:
+        return [str(error)]
+    again = f"type {fetch_command(codec, weights.folder.parent)} on a machine with internet"
+    paths = {weights.folder / file.path: file.size for file in weights.files}
+    return [
+        f"{path} is missing or cut off; {again}: it mends what is wrong."
+        for path, size in paths.items()
+        if not path.is_file() or path.stat().st_size != size
     ]
 
 

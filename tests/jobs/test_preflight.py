@@ -1,5 +1,6 @@
 """What is known wrong before anything is queued. (What sbatch and a full disk say, on a real SLURM: tests/jobs/test_slurm.py.)"""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from jobs.clusters import Cluster
 from jobs.configs import load_named
-from jobs.preflight import GIB, batch_problems, data_problems, memory_problems, quotas, space_problems
+from jobs.preflight import GIB, batch_problems, data_problems, memory_problems, quotas, space_problems, weights_problems
 from pipeline.shards import read_manifest
 from tests.conftest import command
 
@@ -66,6 +67,28 @@ def test_room_for_what_is_kept_is_reckoned(tmp_path):
     assert space_problems(tmp_path / "runs", config, free // 8) == []
     (sentence,) = space_problems(tmp_path / "runs", config, free // 3)
     assert sentence.startswith("4 checkpoints of ") and "make room" in sentence and str(tmp_path) in sentence
+
+
+def test_a_codecs_weights_must_be_there_whole(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURMPHONY_WEIGHTS", raising=False)
+    config, cluster = (
+        load_named("dismix_demo", ["data.codec=encodec"]),
+        Cluster(scheduler="slurm", weights=str(tmp_path)),
+    )
+    (sentence,) = weights_problems(config, cluster)
+    assert f"python data_prep/fetch_weights.py encodec --out {tmp_path}" in sentence
+    (tmp_path / "encodec").mkdir()
+    file = {"path": "a.th", "url": "", "size": 3, "sha256": "", "xxh3_128": "", "said_by": ""}
+    (tmp_path / "encodec" / "manifest.json").write_text(json.dumps({"licence": "", "files": [file]}))
+    (sentence,) = weights_problems(config, cluster)
+    assert "a.th is missing or cut off" in sentence
+    (tmp_path / "encodec" / "a.th").write_text("abc")
+    assert weights_problems(config, cluster) == []
+    assert weights_problems(load_named("dismix_demo", ["data.codec=meldct"]), Cluster(scheduler="slurm")) == [], (
+        "it has none"
+    )
+    (sentence,) = weights_problems(load_named("dismix_demo", ["data.codec=mp3"]), cluster)
+    assert "no codec 'mp3'" in sentence
 
 
 LFS = """#!/bin/sh
