@@ -100,7 +100,8 @@ def card(
 ) -> str:
     """The dataset card: what lies here, how much of it, from where, and how it was made."""
     lines = [f"# {plan.recipe}" + (f" ({plan.codec})" if plan.codec else ""), ""]
-    lines += [f"Made from {plan.dataset} by `python data_prep/prepare.py {plan.dataset} --recipe {plan.recipe}`.", ""]
+    recipe = plan.recipe + (f" --codec {plan.codec}" if plan.codec else "")
+    lines += [f"Made from {plan.dataset} by `python data_prep/prepare.py {plan.dataset} --recipe {recipe}`.", ""]
     lines += ["| split | inputs | quarantined | shards | samples | MB |", "|---|---|---|---|---|---|"]
     for split in SPLITS:
         of = [r for r in records if r.split == split]

@@ -91,17 +91,16 @@ def make_plan(
     shards = []
     for split in SPLITS:
         members = [item for item in inputs if item.split == split]
-        for number, items in sorted(_deal(members, stage.inputs_per_shard).items()):
+        for number, items in sorted(_deal(stage, members).items()):
             shards.append(PlannedShard(f"{split}-{number:06d}", split, shard_key(stage, code, items), items))
     return Plan(stage.dataset, stage.recipe, stage.codec, stage.settings(), code, stage.licence(source), tuple(shards))
 
 
-def _deal(items: list[Input], per_shard: int) -> dict[int, tuple[Input, ...]]:
-    """An input's shard is its name's hash modulo the number of shards: one more input does not push all others along."""
-    count = max(1, len(items) // per_shard)
+def _deal(stage: Stage, items: list[Input]) -> dict[int, tuple[Input, ...]]:
+    count = max(1, len(items) // stage.inputs_per_shard)
     shards: dict[int, tuple[Input, ...]] = {}
     for item in items:
-        number = xxhash.xxh3_64_intdigest(item.name.encode()) % count
+        number = stage.shard_number(item, count)
         shards[number] = (*shards.get(number, ()), item)
     return shards
 

@@ -1,10 +1,12 @@
 """Make shards of a dataset, or look at how far that is, or prove that they are intact.
 
-    python data_prep/prepare.py DATASET --source DIR [--recipe R] [--out DIR] [--workers N] [--max-failures F]
-    python data_prep/prepare.py DATASET [--recipe R] [--out DIR] --status | --verify
+    python data_prep/prepare.py DATASET --source DIR [--recipe R] [--codec C] [--out DIR] [--workers N] [--max-failures F]
+    python data_prep/prepare.py DATASET [--recipe R] --codec C [--out DIR] [--workers N]
+    python data_prep/prepare.py DATASET [--recipe R] [--codec C] [--out DIR] --status | --verify
 
-The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else data/. The same command again goes on where
-it stopped, and rebuilds what is damaged or whose inputs, recipe or code have changed.
+The shards go to <data root>/<recipe>/; the data root is --out, else $SLURMPHONY_DATA, else data/. With --codec, latents are made of those
+shards in <data root>/<recipe>-<codec>/; the first line makes both. The same command again goes on where it stopped, and rebuilds what is
+damaged or whose inputs, recipe, code or codec weights have changed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.codecs import SAMPLE_RATES, check_codec
 from pipeline.errors import RunFailed, UserError, nearest, run_command
 
 if TYPE_CHECKING:
@@ -29,8 +32,11 @@ def main() -> None:
     args = _parser().parse_args()
     stage = find_stage(args.dataset, args.recipe)
     root = args.out or Path(os.environ.get("SLURMPHONY_DATA") or "data")
-    folder = root / (stage.recipe if stage.codec is None else f"{stage.recipe}-{stage.codec}")
-    again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe} --out {root}"
+    if args.codec is not None:
+        check_codec(args.codec)
+    folder = root / (stage.recipe if args.codec is None else f"{stage.recipe}-{args.codec}")
+    codec = "" if args.codec is None else f" --codec {args.codec}"
+    again = f"python data_prep/prepare.py {args.dataset} --recipe {stage.recipe}{codec} --out {root}"
     if args.verify:
         _verify(folder, again)
     elif args.status:
@@ -38,7 +44,13 @@ def main() -> None:
 
         show_status(folder)
     else:
-        _prepare(stage, args, folder, again)
+        _check_numbers(args)
+        if args.source is None and args.codec is None:
+            raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
+        if args.source is not None:
+            _prepare(stage, args.source, root / stage.recipe, args)
+        if args.codec is not None:
+            _prepare_latents(root / stage.recipe, folder, args, again)
 
 
 def find_stage(dataset: str, recipe: str | None) -> Stage:
@@ -58,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--source", metavar="DIR", type=Path, help="where the dataset lies")
     parser.add_argument("--recipe", metavar="R", help="what is cut out of it (default: the dataset's first)")
+    parser.add_argument("--codec", metavar="C", help=f"make latents of the shards: {', '.join(SAMPLE_RATES)}")
     parser.add_argument("--out", metavar="DIR", type=Path, help="data root (default: $SLURMPHONY_DATA, else data)")
     parser.add_argument(
         "--workers",
@@ -75,20 +88,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(stage: Stage, args: argparse.Namespace, folder: Path, again: str) -> None:
-    if args.source is None:
-        raise UserError(f"--source is missing: where does {args.dataset} lie? {again} --source DIR")
+def _check_numbers(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} is not a number of processes; give 1 or more (0: work in this one).")
     if not 0 <= args.max_failures <= 1:
         raise UserError(f"--max-failures {args.max_failures} is not a fraction; give a number from 0 to 1.")
+
+
+def _prepare_latents(shards: Path, folder: Path, args: argparse.Namespace, again: str) -> None:
+    if not (shards / "manifest.json").is_file():
+        raise UserError(f"no prepared data in {shards} to make latents of; make both with: {again} --source DIR")
+    from data_prep.latents import latent_stage
+
+    _prepare(latent_stage(shards, args.codec), shards, folder, args)
+
+
+def _prepare(stage: Stage, source: Path, folder: Path, args: argparse.Namespace) -> None:
     from data_prep.engine import prepare  # late: --help and the user's mistakes answer at once
     from data_prep.finish import QUARANTINE, finish
     from data_prep.worker import mishap
 
     start = time.monotonic()
     try:
-        plan, built = prepare(stage, args.source, folder, args.workers, args.max_failures)
+        plan, built = prepare(stage, source, folder, args.workers, args.max_failures)
         quarantined = finish(stage, plan, folder)
     except OSError as error:
         raise RunFailed(mishap(error, folder)) from error

@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import xxhash
 
 Fields = dict[str, "np.ndarray | dict[str, Any]"]  # an array becomes <field>.npy, a dict <field>.json
 Samples = list[tuple[str, Fields]]  # (key, fields); keys unique in the dataset and without a dot
@@ -48,13 +49,33 @@ class Stage(ABC):
 
     recipe: str
     inputs_per_shard: int
-    dataset: ClassVar[str]
-    code: ClassVar[tuple[str, ...]]  # what decides the bytes, "module" or "module:name"; see plan.code_version
-    codec: ClassVar[str | None] = None
-    codec_hash: ClassVar[str | None] = None  # of the codec's weights
+
+    @property
+    @abstractmethod
+    def dataset(self) -> str:
+        """Its name; a class attribute in most stages."""
+
+    @property
+    @abstractmethod
+    def code(self) -> tuple[str, ...]:
+        """What decides the bytes, "module" or "module:name" (see ``plan.code_version``); a class attribute in most stages."""
+
+    @property
+    def codec(self) -> str | None:
+        return None
+
+    @property
+    def codec_hash(self) -> str | None:
+        """Of the codec's weights."""
+        return None
 
     def settings(self) -> dict[str, Any]:
+        """What of the stage the bytes depend on: by default all its fields."""
         return dataclasses.asdict(self)
+
+    def shard_number(self, item: Input, shards: int) -> int:
+        """Which of a split's ``shards`` takes ``item``: by its name's hash, so that one more input does not push all others along."""
+        return xxhash.xxh3_64_intdigest(item.name.encode()) % shards
 
     @abstractmethod
     def scan(self, source: Path) -> list[Input]:

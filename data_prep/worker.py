@@ -24,7 +24,7 @@ from data_prep.commits import WORK, Committed, done, publish
 from data_prep.plan import PLAN_NAME, PlannedShard, read_plan
 from data_prep.shards import ShardWriter, commit
 from data_prep.stage import BadInput, Input, Stage
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, UserError
 
 POLL = 0.2  # seconds between looks at shards that others have claimed
 
@@ -50,7 +50,7 @@ def worker_main(task: Task, tell: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work_off(task)
-    except RunFailed as error:
+    except (RunFailed, UserError) as error:
         tell.send(str(error))
         sys.exit(1)
     except OSError as error:

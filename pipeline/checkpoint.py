@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config import Keep
 from pipeline.errors import UserError
-from pipeline.files import fsync_folder, read_json
+from pipeline.files import fsync_folder, hash_file, read_json
 
 FOLDER = re.compile(r"step_(\d{9})")
 TEMPORARY = ".writing_"
@@ -50,15 +49,6 @@ class Checkpoint:
 
 def folder_name(step: int) -> str:
     return f"step_{step:09d}"
-
-
-def hash_file(path: Path) -> str:
-    """xxh3_128 of a file's bytes, in hex."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 
 def fsync_folder(folder: Path) -> None:
@@ -15,6 +18,12 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def hash_file(path: Path) -> str:
+    """xxh3_128 of a file's bytes, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def write_atomic(path: Path, payload: bytes, *, durable: bool = True) -> None:

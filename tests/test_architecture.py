@@ -18,6 +18,8 @@ LOGIN_NODE = [
     "monitoring.dashboard",
     "data_prep.prepare",
     "data_prep.demo",
+    "data_prep.latents",
+    "data_prep.fetch_weights",
 ]
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
 
