@@ -1,6 +1,6 @@
 """Render a small corpus in a dataset's real layout, so that everything can be tried without downloading anything.
 
-python data_prep/demo.py cocochorales --out DIR [--tracks N] [--seed S]
+python data_prep/demo.py DATASET --out DIR [--tracks N] [--seed S]
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError, nearest, run_command
 
-DATASETS = {"cocochorales": "data_prep.demo_cocochorales"}  # modules with render(), DEFAULT_TRACKS and RECIPE
+DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
+    "cocochorales": "data_prep.demo_cocochorales",
+    "slakh": "data_prep.demo_slakh",
+    "audio_pairs": "data_prep.demo_audio_pairs",
+    "vocal_pairs": "data_prep.demo_vocal_pairs",
+}
 
 
 def main() -> None:

@@ -14,24 +14,18 @@ Every sixteenth track is another ensemble (string, brass, woodwind, or a random 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.casting import Casting
-from data_prep.chorales import Chorale, Note, compose
-from data_prep.claims import is_dead, owner_token
-from data_prep.plan import code_version
-from data_prep.synth import SOUNDFONT_CREDIT, Player, soundfont
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from data_prep.chorales import Chorale, compose
+from data_prep.demo_corpus import Corpus, shares
+from data_prep.midi import write_midi
+from data_prep.synth import Player
 
 DEFAULT_TRACKS = 190
 RECIPE = "cocochorales_simple_demo"  # what is prepared from it next
@@ -52,10 +46,14 @@ GUESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("woodwind", ("flute", "oboe", "clarinet", "bassoon")),
 )
 GUEST_EVERY = 16
-MADE = "made.json"  # what the corpus in a folder was made of
-CODE = ("data_prep.demo_cocochorales", "data_prep.chorales", "data_prep.casting", "data_prep.synth")
+CODE = (
+    "data_prep.demo_cocochorales",
+    "data_prep.chorales",
+    "data_prep.casting",
+    "data_prep.synth:Player",
+    "data_prep.midi",
+)
 FIRST_NUMBER = {"train": 1, "valid": 192001, "test": 216001}
-LICENCE = f"Demo corpus rendered by data_prep/demo.py: chorales of its own composition, sounds from {SOUNDFONT_CREDIT}."
 
 
 @dataclass(frozen=True)
@@ -74,51 +72,14 @@ class Track:
 
 
 def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Iterator[int]:
-    """Render ``tracks`` tracks into ``out``; yields the number done as they come. The same seed gives the same bytes.
-
-    Where the same corpus lies there already, nothing is done. Raises UserError where ``tracks`` is too few for three splits, or
-    another corpus lies there.
-    """
-    if tracks < 6:
-        raise UserError(f"--tracks {tracks} is too few: each of train, valid and test needs two, so 6 at least.")
-    soundfont()
-    target, made = out / "main_dataset", {"tracks": tracks, "seed": seed, "code": code_version(CODE)}
-    if target.exists():
-        if read_json(out / MADE) == made:
-            return
-        raise UserError(f"{target} exists already and is another corpus; choose another --out, or remove it first.")
-    aside = _empty_aside(out)
-    jobs = plan(tracks, seed)
-    count = workers or min(os.cpu_count() or 1, len(jobs))
-    try:
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done, _ in enumerate(pool.map(_render_track, [aside] * len(jobs), jobs, chunksize=4), start=1):
-                yield done
-        (out / "LICENCE.txt").write_text(LICENCE + "\n")
-        write_json(out / MADE, made)
-        aside.rename(target)  # a corpus is whole or absent
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _empty_aside(out: Path) -> Path:
-    """A folder of this process to render into; what killed processes left is removed."""
-    for path in out.glob(".main_dataset-*"):
-        if is_dead(path.name.partition("-")[2], 0.0):
-            shutil.rmtree(path)
-    aside = out / f".main_dataset-{owner_token()}"
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
-    return aside
+    """Render ``tracks`` tracks into ``out``; see ``demo_corpus.Corpus.write``."""
+    return CORPUS.write(out, plan, tracks, seed, workers)
 
 
 def plan(tracks: int, seed: int) -> list[Track]:
     """The tracks, about 70 % train, 20 % valid and 10 % test, at least two of each; keys go round within a split."""
-    valid, test = max(2, round(tracks * 0.2)), max(2, round(tracks * 0.1))
     jobs = []
-    for split, count in (("train", tracks - valid - test), ("valid", valid), ("test", test)):
+    for split, count in shares(tracks, 0.2, 0.1, least=2):
         casting = Casting(DEMO_INSTRUMENTS, *PITCHES)
         for i in range(count):
             name = f"{seed}/{split}/{i}"
@@ -189,18 +150,9 @@ def _metadata(track: Track, chorale: Chorale, gain: float, levels: list[float]) 
     return yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
 
 
-def _write_midi(
-    path: Path, chorale: Chorale, instruments: tuple[str, ...], voices: Iterator[int] | range | list[int]
-) -> None:
-    import pretty_midi
-
-    midi = pretty_midi.PrettyMIDI(initial_tempo=chorale.tempo, resolution=960)
-    for voice in voices:
-        line = pretty_midi.Instrument(PROGRAMS[instruments[voice]], name=instruments[voice])
-        line.notes = [_midi_note(pretty_midi.Note, note) for note in chorale.voices[voice]]
-        midi.instruments.append(line)
-    midi.write(str(path))
+def _write_midi(path: Path, chorale: Chorale, instruments: tuple[str, ...], voices: Iterable[int]) -> None:
+    lines = [(instruments[voice], PROGRAMS[instruments[voice]], False, chorale.voices[voice]) for voice in voices]
+    write_midi(path, chorale.tempo, lines)
 
 
-def _midi_note(kind: type, note: Note) -> object:
-    return kind(velocity=note.velocity, pitch=note.pitch, start=note.start, end=note.end)
+CORPUS = Corpus("main_dataset", CODE, _render_track, 6, "each of train, valid and test needs two")

@@ -37,7 +37,7 @@ def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
         raise RunFailed(f"no training sample came out of {plan.inputs} inputs; {len(quarantined)} are bad{reason}.")
     summaries = {split: [r.summary for r in records if r.split == split] for split in SPLITS}
     info = stage.info(summaries, samples)
-    small = {CARD: card(stage, plan, records, samples, summaries).encode()}
+    small = {CARD: card(stage, plan, records, samples, summaries).encode()} | stage.pictures(summaries)
     if quarantined:
         small[QUARANTINE] = "".join(json.dumps(entry) + "\n" for entry in quarantined).encode()
     hashes = {name: xxhash.xxh3_128_hexdigest(payload) for name, payload in small.items()}

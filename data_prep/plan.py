@@ -86,7 +86,7 @@ def make_plan(
     ``progress`` is told the number of files hashed, and of all.
     """
     inputs = sorted(_hashed(scanned, source, cache, workers, progress), key=lambda item: (item.split, item.name))
-    refuse_leaks(inputs, stage.leak_signature)
+    refuse_leaks(inputs, stage.leak_signatures)
     code = code_version(stage.code)
     shards = []
     for split in SPLITS:
@@ -168,14 +168,13 @@ def _without_docstrings(statement: ast.stmt) -> ast.stmt:
     return statement
 
 
-def refuse_leaks(inputs: Iterable[Input], signature: Callable[[Input], str | None]) -> None:
+def refuse_leaks(inputs: Iterable[Input], signatures: Callable[[Input], tuple[str, ...]]) -> None:
     """UserError where one group, or one recording under two names, lies in two splits."""
     seen: dict[str, Input] = {}
     for item in inputs:
         marks = [(f"group {item.group}", f"{item.name} lies")]
-        sign = signature(item)
-        if sign is not None:
-            marks.append((f"content {sign}", f"one recording lies under the names {{}} and {item.name}"))
+        lies_twice = f"one recording lies under the names {{}} and {item.name}"
+        marks += [(f"content {sign}", lies_twice) for sign in signatures(item)]
         for mark, lies in marks:
             first = seen.setdefault(mark, item)
             if first.split != item.split:

@@ -25,7 +25,12 @@ from pipeline.errors import RunFailed, UserError, nearest, run_command
 if TYPE_CHECKING:
     from data_prep.stage import Stage
 
-DATASETS = {"cocochorales": "data_prep.cocochorales"}  # modules with RECIPES, the first of them the default
+DATASETS = {  # modules with RECIPES, the first of them the default
+    "cocochorales": "data_prep.cocochorales",
+    "slakh": "data_prep.slakh",
+    "audio_pairs": "data_prep.audio_pairs",
+    "vocal_pairs": "data_prep.vocal_pairs",
+}
 
 
 def main() -> None:

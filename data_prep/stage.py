@@ -104,6 +104,10 @@ class Stage(ABC):
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
         """The recipe's own part of the dataset card, Markdown."""
 
-    def leak_signature(self, item: Input) -> str | None:
-        """What two inputs that are secretly the same have in common; None where there is nothing to compare."""
-        return None
+    def leak_signatures(self, item: Input) -> tuple[str, ...]:
+        """What two inputs that are secretly the same have in common; empty where there is nothing to compare."""
+        return ()
+
+    def pictures(self, summaries: dict[str, list[dict[str, Any]]]) -> dict[str, bytes]:
+        """PNG files by name that lie beside the card; ``card`` refers to them."""
+        return {}

@@ -42,14 +42,16 @@ class Player:
         self._synth = tinysoundfont.Synth(samplerate=sample_rate)
         self._font = self._synth.sfload(str(soundfont()))
 
-    def play(self, notes: Sequence[Note], program: int, seconds: float, cents: float = 0.0) -> np.ndarray:
-        """One instrument's line: (round(seconds * sample_rate),) float32, mono.
+    def play(
+        self, notes: Sequence[Note], program: int, seconds: float, cents: float = 0.0, drums: bool = False
+    ) -> np.ndarray:
+        """One instrument's part: (round(seconds * sample_rate),) float32, mono.
 
-        ``notes`` may not overlap; ``program`` is 0 to 127 as in General MIDI, ``cents`` its deviation from A = 440 Hz.
-        Events fall on exact samples: the synthesiser is run from event to event.
+        Notes of one pitch may not overlap; ``program`` is 0 to 127 as in General MIDI, with ``drums`` a kit's; ``cents`` is the
+        deviation from A = 440 Hz. Events fall on exact samples: the synthesiser is run from event to event.
         """
         self._silence()
-        self._synth.program_select(0, self._font, 0, program)
+        self._synth.program_select(0, self._font, 0, program, drums)
         self._synth.set_tuning(0, cents / 100)
         events = []
         for note in notes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.prepare import DATASETS
 from models import registry
 from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
 from pipeline.errors import UserError, nearest
@@ -53,9 +54,11 @@ def data_root(given: str | None) -> Path:
 
 
 def prepare_command(config: RunConfig) -> str:
-    dataset = config.data.recipe.split("_")[0]
+    recipe = config.data.recipe
+    named = [name for name in DATASETS if f"{recipe}_".startswith(f"{name}_")]
+    dataset = max(named, key=len, default=recipe.split("_")[0])
     codec = f" --codec {config.data.codec}" if config.data.codec else ""
-    return f"python data_prep/prepare.py {dataset} --source FOLDER --recipe {config.data.recipe}{codec}"
+    return f"python data_prep/prepare.py {dataset} --source FOLDER --recipe {recipe}{codec}"
 
 
 def find_data(config: RunConfig, root: Path) -> Manifest:

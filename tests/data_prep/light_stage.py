@@ -55,9 +55,6 @@ class LightStage(Stage):
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
         return "Numbers."
 
-    def leak_signature(self, item: Input) -> str | None:
-        return None
-
 
 def write_source(folder: Path, count: int = 18) -> Path:
     """``count`` inputs, two thirds of them for training."""

@@ -1,7 +1,6 @@
 """What a prepared sample is, against the audio that it came from; and the leaks and traps that must not get through."""
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import shutil
@@ -20,11 +19,12 @@ from data_prep.cocochorales import RECIPES
 from data_prep.cocochorales_reader import Note, held_chords, read_instruments, read_track, scan_tracks
 from data_prep.demo_cocochorales import render
 from data_prep.engine import prepare
-from data_prep.finish import finish
 from data_prep.stage import BadInput
 from models.features import SIMPLE, log_mel
 from pipeline.errors import UserError
-from pipeline.shards import ShardReader, decode, members, read_manifest
+from pipeline.shards import read_manifest
+from tests.data_prep import building
+from tests.data_prep.building import samples, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = dataclasses.replace(RECIPES["cocochorales_simple_demo"], inputs_per_shard=4)
@@ -43,26 +43,8 @@ def prepared(corpus, tmp_path_factory) -> Path:
     return build(corpus, tmp_path_factory.mktemp("prepared") / STAGE.recipe)[0]
 
 
-def build(source: Path, folder: Path, stage=STAGE, workers: int = 0) -> tuple[Path, dict[str, str]]:
-    """Prepare in this process; the folder, and the quarantined inputs with their reasons."""
-    plan, _ = prepare(stage, source, folder, workers, 0.5)
-    return folder, {entry["input"]: entry["reason"] for entry in finish(stage, plan, folder)}
-
-
-def samples(folder: Path, split: str | None = None) -> list[dict]:
-    manifest, found = read_manifest(folder), []
-    for shard in manifest.shards:
-        if split in (None, shard.split):
-            reader = ShardReader(folder, shard)
-            found += [{**decode(members(reader.read(row))), "split": shard.split} for row in range(len(reader))]
-            reader.close()
-    return found
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
-    }
+def build(source: Path, folder: Path, stage=STAGE) -> tuple[Path, dict[str, str]]:
+    return building.build(source, folder, stage)
 
 
 def stems(corpus: Path, track: str) -> dict[str, np.ndarray]:

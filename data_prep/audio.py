@@ -1,0 +1,87 @@
+"""Audio files to arrays and back: decoded to the last sample, resampled with soxr VHQ, never read at another rate than their own.
+
+Shape legend: C channels, n samples.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from data_prep.stage import BadInput
+
+BLOCK = 1 << 20  # samples decoded at a time
+LOSSLESS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF")  # their headers say how long they are
+STREAMED = (0, 0xFFFFFFFF)  # the size a RIFF header has where its writer could not know it
+FULL_SCALE = 32768  # of PCM16
+HEADROOM = 0.999  # of full scale, so that the rounded stems of a mixture can be added up in 16 bits
+
+
+def decode(raw: bytes, name: str) -> tuple[np.ndarray, int]:
+    """(C, n) float32, full scale 1, and the sample rate in Hz, of a WAV, FLAC, MP3 or whatever else libsndfile reads.
+
+    Decoded from the first block to the last: a header's length is believed of no file. Raises BadInput for what is no audio, is cut
+    off, holds no sample, or numbers that are none.
+    """
+    import soundfile
+
+    blocks = []
+    try:
+        with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            rate, kind, declared = file.samplerate, file.format, file.frames
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{name} is not readable audio: {error.error_string}") from None  # str() holds a memory address
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise BadInput(f"{name} is not readable audio: {type(error).__name__}") from None
+    audio = np.concatenate(blocks).T if blocks else np.zeros((1, 0), np.float32)
+    if kind in LOSSLESS and (audio.shape[1] < declared or _riff_is_cut(raw)):
+        raise BadInput(f"{name} is cut off: its header promises more than the {audio.shape[1] / rate:.2f} s it holds")
+    if audio.shape[1] == 0:
+        raise BadInput(f"{name} holds no audio")
+    if not np.isfinite(audio).all():
+        raise BadInput(f"{name} holds samples that are not numbers")
+    return audio, rate
+
+
+def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """(C, n) at ``rate`` -> (C, about n * to / rate) at ``to``, float32, by soxr's VHQ recipe."""
+    if rate == to:
+        return audio
+    import soxr
+
+    return np.ascontiguousarray(soxr.resample(audio.T, rate, to, quality="VHQ").astype(np.float32).T)
+
+
+def decode_at(raw: bytes, name: str, to: int) -> np.ndarray:
+    """(C, n) float32 at ``to`` Hz. Raises BadInput as ``decode`` does, and for a lower rate: nothing is upsampled."""
+    audio, rate = decode(raw, name)
+    if rate < to:
+        raise BadInput(f"{name} has {rate} Hz, {to} Hz are needed and nothing is upsampled")
+    return resample(audio, rate, to)
+
+
+def mono(audio: np.ndarray) -> np.ndarray:
+    """(C, n) -> (n,), the mean of the channels."""
+    return audio.mean(axis=0, dtype=np.float32)
+
+
+def fitting_gain(*peaks: float) -> float:
+    """1, or where the largest of these absolute peaks exceeds HEADROOM, what brings it there."""
+    return min(1.0, HEADROOM / max(*peaks, 1e-9))
+
+
+def peak(audio: np.ndarray) -> float:
+    return float(np.abs(audio).max(initial=0.0))
+
+
+def pcm16(audio: np.ndarray) -> np.ndarray:
+    """Full scale 1 -> int16 of the same shape, rounded; the caller has seen to it that nothing exceeds full scale."""
+    return np.round(audio * np.float32(FULL_SCALE)).astype(np.int16)
+
+
+def _riff_is_cut(raw: bytes) -> bool:
+    size = int.from_bytes(raw[4:8], "little")
+    return raw[:4] == b"RIFF" and size not in STREAMED and size + 8 > len(raw)

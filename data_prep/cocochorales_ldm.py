@@ -1,0 +1,275 @@
+"""CocoChorales for DisMix's LDM case: four seconds of a four-part chorale, its sources, their pitch frame by frame, and queries.
+
+A sample is a window of 4 s at 16 kHz, F = 400 frames of 64 mel bands (``features.AUDIOLDM2``), N voices of different instruments:
+
+    mixture.npy      float32 (64, F)         log-mel of the summed stems
+    sources.npy      float32 (N, 64, F)      log-mel of each stem, with the mixture's gain
+    queries.npy      float32 (N, Q, 64, F)   Q windows of the same instrument out of other tracks of the same shard
+    pitch.npy        int64 (N, F)            MIDI number at the middle of each frame, REST where the voice rests
+    instrument.npy   int64 (N,)              index into info["instruments"]
+    wave.npy         int16 (N, 64000)        each source with the mixture's gain, full scale 32768; in valid and test only
+    meta.json        track, start (seconds), gain, queries [N][Q] of [track, voice, start]
+
+One gain brings the mixture to LEVEL (less where a wave would clip); a query is brought to LEVEL / sqrt(N). No padding: the windows at both
+ends of the first and last frame reach into the recording itself. A voice that is silent throughout a window costs that window.
+
+The manifest's ``info``: instruments (names), sources (N), queries (Q), frames, seconds, sample_rate, rest and pitch_classes (the
+labels of ``pitch``), mel {bands, window, hop, f_min, f_max, floor, compression}, mean and std (of log-mel over the training split's
+mixtures and sources), samples {train, valid, test}. Source: DisMix, arXiv 2408.10807, Section 5.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_prep.cocochorales_clips import (
+    LEVEL,
+    SHARED_CODE,
+    SILENT,
+    ChoraleStage,
+    Clip,
+    QueryBank,
+    balance_rows,
+    log_mels,
+    mel_facts,
+    moments,
+    query_gain,
+    rms,
+    standardisation,
+)
+from data_prep.cocochorales_reader import SAMPLE_RATE, Note, Voice, read_track
+from data_prep.segments import segment_starts
+from data_prep.stage import BadInput, Fields, Input, Samples
+from pipeline.errors import UserError
+from pipeline.shards import SPLITS
+
+FRAMES = 400
+PITCHES = 128  # MIDI numbers
+REST = PITCHES  # the label after them
+HEADROOM = 0.999  # of full scale
+HEARD_SPLITS = ("valid", "test")  # evaluation compares waveforms there
+
+
+@dataclass(frozen=True)
+class Window:
+    """``mixture`` (64, F) and ``sources`` (N, 64, F), float32 log-mel; ``pitch`` int64 (N, F); ``wave`` int16 (N, n)."""
+
+    key: str
+    clips: tuple[Clip, ...]
+    gain: float
+    mixture: np.ndarray
+    sources: np.ndarray
+    pitch: np.ndarray
+    wave: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class TrackWindows:
+    """What a track gives: its windows, and each of their voices (log-mel (64, F)) as queries for other tracks."""
+
+    name: str
+    windows: tuple[Window, ...]
+    bank: tuple[tuple[Clip, np.ndarray], ...]
+    silent: int
+
+
+@dataclass(frozen=True)
+class LdmCase(ChoraleStage):
+    """``ensembles`` names the tracks that are used (string, brass, woodwind, random), by the first word of their folder."""
+
+    ensembles: tuple[str, ...]
+    windows_per_track: int
+    code: ClassVar[tuple[str, ...]] = (
+        *SHARED_CODE,
+        "data_prep.cocochorales_ldm:LdmCase",
+        "data_prep.segments:segment_starts",
+        "models.features:AUDIOLDM2",
+    )
+
+    def scan(self, source: Path) -> list[Input]:
+        tracks = super().scan(source)
+        chosen = [item for item in tracks if item.name.split("_")[0] in self.ensembles]
+        if not chosen:
+            raise UserError(
+                f"{source} has no track of the ensembles {', '.join(self.ensembles)}, which {self.recipe} is cut from; "
+                f"it has {', '.join(sorted({item.name.split('_')[0] for item in tracks}))}."
+            )
+        return chosen
+
+    def load(self, item: Input, read: Callable[[str], bytes]) -> TrackWindows:
+        voices = read_track(item, read)
+        if not self._fits(voices):
+            return TrackWindows(item.name, (), (), 0)
+        stems = _common(voices)
+        starts, silent = [], 0
+        for start in _starts(stems, self.windows_per_track):
+            if min(rms(stem) for stem in stems[:, start : start + _reach()]) < SILENT:
+                silent += 1
+            else:
+                starts.append(start)
+        windows = tuple(self._window(item, voices, stems, start) for start in starts)
+        return TrackWindows(item.name, windows, self._bank(stems, windows, starts), silent)
+
+    def _fits(self, voices: Sequence[Voice]) -> bool:
+        """A query must identify one source, so no instrument may play twice."""
+        names = {voice.instrument for voice in voices}
+        return len(voices) == len(names) == self.sources and names <= set(self.instruments)
+
+    def _window(self, item: Input, voices: Sequence[Voice], stems: np.ndarray, start: int) -> Window:
+        from models.features import AUDIOLDM2
+
+        cut = stems[:, start : start + _reach()]
+        mix = cut.sum(axis=0)
+        gain = min(LEVEL / max(rms(mix), SILENT), HEADROOM / max(float(np.abs(cut).max()), float(np.abs(mix).max())))
+        mels = log_mels([gain * mix, *(gain * cut)], AUDIOLDM2)
+        first = start + AUDIOLDM2.margin
+        times = (first + (np.arange(FRAMES) + 0.5) * AUDIOLDM2.hop) / SAMPLE_RATE
+        clips = tuple(
+            Clip(item.name, i, first / SAMPLE_RATE, self.instruments.index(voice.instrument))
+            for i, voice in enumerate(voices)
+        )
+        inner = gain * cut[:, AUDIOLDM2.margin : -AUDIOLDM2.margin]
+        return Window(
+            f"{item.name}-{round(1000 * first / SAMPLE_RATE):06d}",
+            clips,
+            gain,
+            mels[0],
+            mels[1:],
+            np.stack([frame_pitches(voice.notes, times) for voice in voices]),
+            np.round(inner * 32768).astype(np.int16) if item.split in HEARD_SPLITS else None,
+        )
+
+    def _bank(
+        self, stems: np.ndarray, windows: Sequence[Window], starts: Sequence[int]
+    ) -> tuple[tuple[Clip, np.ndarray], ...]:
+        from models.features import AUDIOLDM2
+
+        clips, crops = [], []
+        for window, start in zip(windows, starts, strict=True):
+            for clip, crop in zip(window.clips, stems[:, start : start + _reach()], strict=True):
+                clips.append(clip)
+                crops.append(query_gain(crop, self.sources) * crop)
+        return tuple(zip(clips, log_mels(crops, AUDIOLDM2), strict=True))
+
+    def assemble(self, loaded: Sequence[TrackWindows]) -> tuple[Samples, dict[str, Any]]:
+        bank = QueryBank(entry for track in loaded for entry in track.bank)
+        windows = [window for track in loaded for window in track.windows]
+        usable = [window for window in windows if bank.serves(window.clips)]
+        # The loader permutes within windows of neighbours, so those of one track must not stand next to each other
+        random.Random(f"{self.recipe}/order/{loaded[0].name if loaded else ''}").shuffle(usable)
+        samples = [(window.key, self._fields(window, bank)) for window in usable]
+        notes = np.zeros((len(self.instruments), PITCHES + 1), np.int64)
+        for window in usable:
+            for clip, pitch in zip(window.clips, window.pitch, strict=True):
+                notes[clip.instrument] += np.bincount(pitch, minlength=PITCHES + 1)
+        summary = moments(mel for window in usable for mel in (window.mixture, window.sources)) | {
+            "samples": len(usable),
+            "notes": notes.tolist(),
+            "no_query": len(windows) - len(usable),
+            "silent": sum(track.silent for track in loaded),
+            "unfit": sum(not track.windows and not track.silent for track in loaded),
+        }
+        return samples, summary
+
+    def _fields(self, window: Window, bank: QueryBank) -> Fields:
+        rng = random.Random(f"{self.recipe}/{window.key}/queries")
+        drawn = [bank.draw(rng, clip, self.queries) for clip in window.clips]
+        fields: Fields = {
+            "mixture": window.mixture,
+            "sources": window.sources,
+            "queries": np.stack([np.stack([mel for _, mel in queries]) for queries in drawn]),
+            "pitch": window.pitch,
+            "instrument": np.array([clip.instrument for clip in window.clips], np.int64),
+            "meta": {
+                "track": window.clips[0].track,
+                "start": window.clips[0].start,
+                "gain": window.gain,
+                "queries": [[[clip.track, clip.voice, clip.start] for clip, _ in queries] for queries in drawn],
+            },
+        }
+        return fields if window.wave is None else fields | {"wave": window.wave}
+
+    def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
+        from models.features import AUDIOLDM2
+
+        return {
+            "instruments": list(self.instruments),
+            "sources": self.sources,
+            "queries": self.queries,
+            "frames": FRAMES,
+            "seconds": FRAMES * AUDIOLDM2.hop / SAMPLE_RATE,
+            "sample_rate": SAMPLE_RATE,
+            "rest": REST,
+            "pitch_classes": PITCHES + 1,
+            "mel": mel_facts(AUDIOLDM2),
+            **standardisation(summaries["train"]),
+            "samples": samples,
+        }
+
+    def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
+        every = [summary for split in SPLITS for summary in summaries[split]]
+        hours = sum(s["samples"] for s in every) * 4 / 3600
+        no_query, silent, unfit = (sum(s[what] for s in every) for what in ("no_query", "silent", "unfit"))
+        return "\n".join(
+            [
+                f"Each sample is 4 s of {self.sources} different instruments with the pitch of each in every frame, and "
+                f"{self.queries} queries a source; fields, shapes and units stand at the head of `data_prep/cocochorales_ldm.py`.",
+                "",
+                f"{hours:.2f} hours of mixtures. Left out: {no_query} windows with an instrument that no other track of the shard "
+                f"plays (no query), {silent} in which a voice is silent throughout, {unfit} tracks with other or repeated instruments.",
+                "",
+                "## Balance",
+                "",
+                "Frames by split and instrument, and how they spread over the MIDI notes between the lowest and highest of all.",
+                "",
+                "| split | instrument | frames with a note | least of a note | mean | most | notes that never occur |",
+                "|---|---|---|---|---|---|---|",
+                *(row for split in SPLITS for row in self._balance(split, summaries)),
+            ]
+        )
+
+    def _balance(self, split: str, summaries: dict[str, list[dict[str, Any]]]) -> list[str]:
+        sounding = [np.array(s["notes"])[:, :REST] for each in SPLITS for s in summaries[each]]
+        heard = np.flatnonzero(np.sum(sounding, axis=(0, 1)))
+        low, high = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, 1)
+        table = np.sum(
+            [np.array(s["notes"])[:, low:high] for s in summaries[split]]
+            or [np.zeros((len(self.instruments), high - low), np.int64)],
+            axis=0,
+        )
+        return balance_rows(split, self.instruments, table)
+
+
+def frame_pitches(notes: Sequence[Note], times: np.ndarray) -> np.ndarray:
+    """int64, for each of ``times`` (seconds) the MIDI number that sounds, the later note where two overlap, else REST."""
+    pitches = np.full(len(times), REST, np.int64)
+    for note in notes:  # sorted by start
+        pitches[np.searchsorted(times, note.start) : np.searchsorted(times, note.end)] = note.pitch
+    return pitches
+
+
+def _reach() -> int:
+    """Samples of a window with the margins that the outermost frames reach into."""
+    from models.features import AUDIOLDM2
+
+    return FRAMES * AUDIOLDM2.hop + 2 * AUDIOLDM2.margin
+
+
+def _common(voices: Sequence[Voice]) -> np.ndarray:
+    """(N, n) of the stretch that all stems have. Raises BadInput where it is shorter than a window."""
+    length = min(len(voice.audio) for voice in voices)
+    if length < _reach():
+        raise BadInput(
+            f"its stems have {length / SAMPLE_RATE:.2f} s in common, a window needs {_reach() / SAMPLE_RATE:.2f} s"
+        )
+    return np.stack([voice.audio[:length] for voice in voices])
+
+
+def _starts(stems: np.ndarray, most: int) -> list[int]:
+    return segment_starts(stems.shape[1], _reach(), most)
