@@ -1,6 +1,5 @@
 """The LDM case on a tiny prepared dataset: figures, pictures, audio, and every way to ask for something else."""
 
-import argparse
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from models.codecs.meldct import MelDct
 from models.dismix.evaluate import evaluate
-from models.dismix.generate import add_arguments, generate
+from models.dismix.generate import generate
 from models.dismix.judges import Recipe
 from models.dismix.ldm import generate as generation
 from models.dismix.ldm.judges import trained_judges
@@ -18,6 +17,7 @@ from models.dismix.ldm.rendering import encode, render, to_mel
 from pipeline.errors import UserError
 from pipeline.shards import read_manifest
 from tests.models.helpers import build, info, load
+from tests.models.test_dismix_audio import arguments, tone
 from tests.models.test_dismix_ldm import SMALL
 from tests.pipeline.shard_factory import write_dataset
 
@@ -59,18 +59,6 @@ def few_griffin_lim_iterations(monkeypatch):
     from models.features import waveform
 
     monkeypatch.setattr("models.codecs.meldct.waveform", lambda mel, spec: waveform(mel, spec, iterations=1))
-
-
-def arguments(*words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(w) for w in words])
-
-
-def tone(path, seconds=0.5, rate=44100, hertz=440.0):
-    time = np.arange(int(seconds * rate)) / rate
-    soundfile.write(path, sum(np.sin(2 * np.pi * k * hertz * time) / k for k in range(1, 5)) * 0.1, rate)
-    return path
 
 
 def test_figures_of_both_renderings(module, data, tmp_path, monkeypatch):
@@ -128,7 +116,7 @@ def test_a_sample_is_rendered_whole_with_pictures_and_audio(module, data, tmp_pa
 
 
 def test_one_source_of_own_recordings_with_another_instrument(module, data, tmp_path):
-    mix, other = tone(tmp_path / "mix.wav", 0.61), tone(tmp_path / "organ.flac", 0.3, 8000, 300)
+    mix, other = tone(tmp_path / "mix.wav", 0.61), tone(tmp_path / "organ.flac", 0.3, 8000, hertz=300)
     queries = [tone(tmp_path / "horn.wav", 0.2), tone(tmp_path / "reed.wav", 0.2, hertz=600)]
     words = ("--mix", mix, "--query", *queries, "--only", 1, "--replace-instrument", 1, other, *STEPS)
     files = generate(module, arguments(*words), data, tmp_path / "out")

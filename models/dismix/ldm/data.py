@@ -9,19 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.codecs.standardisation import Standardisation
 from models.dismix.config import LdmCase
 from models.dismix.ldm.vae import LATENT
+from models.dismix.typical import common
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.rng import KeyedRandom
 from pipeline.train_module import Batch
 
 SHRINK = 4  # mel frames a latent frame
-MEAN, STD = -5.5, 2.4  # of log-mel, as the recipes have it
 
 
 @dataclass(frozen=True)
@@ -84,45 +85,19 @@ def view(batch: Batch, frames: int, random: KeyedRandom, stream: str) -> View:
 
 def typical_data(config: RunConfig) -> dict[str, Any]:
     """Of ``cocochorales_ldm`` and its demo with the config's codec; it names no weights, for nothing was encoded."""
-    demo = config.data.recipe.endswith("_demo")
-    strings, winds = ["violin", "viola", "cello", "double bass"], ["flute", "oboe", "clarinet", "bassoon", "saxophone"]
-    instruments = (
-        ["violin", "flute", "clarinet", "trumpet"]
-        if demo
-        else [*strings, *winds, "trumpet", "horn", "trombone", "tuba"]
-    )
     sources, queries, frames, bands = 4, 1, 400, 64
-    shape = [LATENT, frames // SHRINK, bands // SHRINK]
+    shape = (LATENT, frames // SHRINK, bands // SHRINK)
 
-    def facts(*lead: int) -> dict[str, Any]:
-        return {
-            "shape": [*lead, *shape],
-            "mean": torch.zeros(*lead, LATENT, device="cpu").tolist(),
-            "std": torch.ones(*lead, LATENT, device="cpu").tolist(),
-        }
+    def field(*lead: int) -> dict[str, Any]:
+        zeros, ones = np.zeros((*lead, LATENT)), np.ones((*lead, LATENT))
+        return {"shape": [*lead, *shape], "mean": zeros.tolist(), "std": ones.tolist()}
 
-    return {
-        "instruments": instruments,
-        "sources": sources,
-        "queries": queries,
-        "frames": frames,
-        "seconds": 4.0,
-        "sample_rate": 16000,
-        "rest": 128,
-        "pitch_classes": 129,
-        "mel": {
-            "bands": bands, "window": 1024, "hop": 160, "f_min": 0.0, "f_max": 8000.0, "floor": 1e-5,
-            "compression": "natural logarithm",
-        },
-        "mean": MEAN,
-        "std": STD,
-        "latent": {
-            "codec": config.data.codec, "sample_rate": 16000, "hop": 640, "channels": LATENT, "weights_hash": None,
-            "fields": {
-                "mixture_latent": facts(), "sources_latent": facts(sources), "queries_latent": facts(sources, queries),
-            },
-        },
+    latent = {
+        "codec": config.data.codec, "sample_rate": 16000, "hop": 640, "channels": LATENT, "weights_hash": None,
+        "fields": {"mixture_latent": field(), "sources_latent": field(sources), "queries_latent": field(sources, queries)},
     }  # fmt: skip
+    labels = {"rest": 128, "pitch_classes": 129}
+    return common(config, bands, 160, frames) | labels | {"sources": sources, "queries": queries, "latent": latent}
 
 
 def example_batch(data: dict[str, Any], sizes: LdmCase, batch_size: int, seed: int) -> Batch:

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error, kl_to_prior, pitch_error
 from models.dismix.simple.model import DisMix, Latents
 from models.dismix.train_module import TrainModule
+from models.dismix.typical import common
 from pipeline.config import RunConfig
 from pipeline.train_module import Batch
 
@@ -30,27 +31,8 @@ class SimpleModule(TrainModule):
     def typical_data(cls, config: RunConfig) -> dict[str, Any]:
         """Of ``cocochorales_simple`` and its demo."""
         demo = config.data.recipe.endswith("_demo")
-        strings, winds = (
-            ["violin", "viola", "cello", "double bass"],
-            ["flute", "oboe", "clarinet", "bassoon", "saxophone"],
-        )
-        brass = ["trumpet", "french horn", "trombone", "tuba"]
-        return {
-            "instruments": ["violin", "flute", "clarinet", "trumpet"] if demo else [*strings, *winds, *brass],
-            "pitch_low": 48 if demo else 33,
-            "pitch_high": 72 if demo else 84,
-            "sources": 2,
-            "queries": 2,
-            "frames": 10,
-            "seconds": 0.32,
-            "sample_rate": 16000,
-            "mel": {
-                "bands": 128, "window": 1024, "hop": 512, "f_min": 0.0, "f_max": 8000.0, "floor": 1e-5,
-                "compression": "natural logarithm",
-            },
-            "mean": -5.4,
-            "std": 2.2,
-        }  # fmt: skip
+        pitches = {"pitch_low": 48, "pitch_high": 72} if demo else {"pitch_low": 33, "pitch_high": 84}
+        return common(config, bands=128, hop=512, frames=10) | pitches | {"sources": 2, "queries": 2}
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""
