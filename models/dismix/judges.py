@@ -17,10 +17,11 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.dismix.simple.encoders import SpectrogramEncoder
+from pipeline.files import write_atomic
 from pipeline.rng import KeyedRandom
 
 M = TypeVar("M", bound=nn.Module)
@@ -71,7 +72,7 @@ def kept(folder: Path, facts: list[object], recipe: Recipe, build: Callable[[], 
         return judges.eval()
     learn(judges)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(judges.state_dict(), path)
+    write_atomic(path, save(judges.state_dict()))
     return judges.eval()
 
 

@@ -63,9 +63,8 @@ def generate(module: LdmModule, args: argparse.Namespace, data_folder: Path, out
     timbre = latents.timbre[:, wish.timbre_order]
     for source, path in wish.replaced.items():
         own = inputs.query(path, spec, module.sizes.frames, len(given.names))[None].to(device)
-        timbre[:, source] = encode(module, codec, own, own[:, None]).timbre[
-            0, 0
-        ]  # alone, it is mixture and query at once
+        heard = encode(module, codec, own, own[:, None])  # by itself, it is mixture and query at once
+        timbre[:, source] = heard.timbre[0, 0]
 
     def rendered(timbre: Tensor, pitch: Tensor) -> Tensor:
         noise = _noise(given, timbre.shape[1] + 1, tuple(pitch.shape[2:]), args.draw or 0).to(device)
@@ -180,8 +179,8 @@ def _pictures(
     new = [wish.replaced[i].stem if i in wish.replaced else names[t] for i, t in enumerate(wish.timbre_order)]
     shown = range(len(names)) if wish.only is None else [wish.only]
     rows, rolls = [], []
-    silence = latents.pitch_logits.sigmoid(), logits.sigmoid()
-    for label, titles, mel, roll in zip(("before", "after"), (names, new), mels, silence, strict=True):
+    notes = latents.pitch_logits.sigmoid(), logits.sigmoid()
+    for label, titles, mel, roll in zip(("before", "after"), (names, new), mels, notes, strict=True):
         first = "mixture, as given" if label == "before" else "mixture"
         mixture = [Panel(first, given.mixture if label == "before" else mel[0])] if wish.only is None else []
         rows.append((label, mixture + [Panel(titles[i], mel[1 + i]) for i in shown]))

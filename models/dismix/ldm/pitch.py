@@ -39,7 +39,13 @@ class FrequencyMean(nn.Conv2d):
 
 
 class Transcriber(nn.Module):
-    """A decoder of the VAE family with a channel for each pitch class, averaged over mel frequency: logits frame by frame."""
+    """A decoder of the VAE family with a channel for each pitch class, averaged over mel frequency: logits frame by frame.
+
+    Convolutions do not know where in frequency they are, and an average over frequency forgets it; but pitch is where. So each channel
+    of the embedding has a cosine over the features added to it, which costs no parameter.
+    """
+
+    place: Tensor  # (8, 1, W)
 
     def __init__(self, shape: VaeShape, classes: int) -> None:
         super().__init__()
@@ -47,10 +53,13 @@ class Transcriber(nn.Module):
         self.layers.conv_out = FrequencyMean(shape.channels * shape.multipliers[0], classes)
         # One class in P is on: start from that prior, or the first hundreds of steps only learn that bits are rare.
         nn.init.constant_(self.layers.conv_out.bias, -math.log(classes - 1))  # type: ignore[arg-type]
+        turns = (torch.arange(FEATURES) + 0.5) / FEATURES
+        place = torch.cos(math.pi * torch.arange(1, LATENT + 1)[:, None] * turns)
+        self.register_buffer("place", place[:, None], persistent=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(K, 8, L, W) -> (K, T, P) logits."""
-        return self.layers(embedding).transpose(1, 2)
+        return self.layers(embedding + self.place).transpose(1, 2)
 
 
 class Shrink(nn.Conv2d):
