@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from models.dismix.ldm import data as facts
 from models.dismix.ldm.dit import assemble, partition
+from models.dismix.ldm.encoders import Combine
 from models.dismix.ldm.pitch import FrequencyMean, Shrink
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error_learned
 from pipeline.errors import UserError
@@ -174,6 +175,14 @@ def test_queries_are_averaged_over_time_not_over_frequency(module, seen):
     encoder = module.model.query_encoder
     assert torch.equal(encoder(pictures), encoder.layers(pictures).mean(2, keepdim=True))
     assert encoder(pictures).shape == (16, 8, 1, 16)
+
+
+def test_an_untrained_combination_keeps_the_features_in_their_order():
+    mixture, query = torch.zeros(1, 8, 3, 16), torch.zeros(1, 8, 1, 16)
+    mixture[0, :, 1, 5], query[0, :, 0, 9] = 1, 1
+    joint = Combine()(mixture, query)[0, 0]
+    assert joint.shape == (3, 16) and (joint[:, 9] > 0.5).all()
+    assert joint[1, 5] > 0.5 and joint[[0, 2], 5].abs().max() < 0.5
 
 
 def test_a_crop_is_the_same_place_of_mixture_sources_and_pitch(module, batch):

@@ -115,6 +115,30 @@ def test_a_sample_is_rendered_whole_with_pictures_and_audio(module, data, tmp_pa
     assert rate == 16000 and len(audio) == 64000 and np.isfinite(audio).all()
 
 
+def test_timbres_and_melodies_reach_the_renderer_as_asked(module, data, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(_, timbre, pitch, noise, **words):
+        asked.append((timbre, pitch))
+        return torch.zeros_like(noise)
+
+    monkeypatch.setattr(module.model.pitch_encoder, "binarised", False)  # untrained, no bit would be on
+    monkeypatch.setattr(generation, "render", spy)
+    monkeypatch.setattr(generation, "_audio", lambda *_: [])
+    monkeypatch.setattr(generation, "_pictures", lambda *_: [])
+    generate(
+        module,
+        arguments("--sample", 0, "--swap-timbre", 0, 1, "--swap-pitch", 1, 2, "--transpose", 3, 5),
+        data,
+        tmp_path,
+    )
+    half = len(asked) // 2  # windows come in chunks, first as they are, then as asked for
+    (timbre, pitch), (new_timbre, new_pitch) = asked[0], asked[half]
+    assert torch.equal(new_timbre, timbre[:, [1, 0, 2, 3]])
+    torch.testing.assert_close(new_pitch[:, :3], pitch[:, [0, 2, 1]], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(new_pitch[:, 3], pitch[:, 3])
+
+
 def test_one_source_of_own_recordings_with_another_instrument(module, data, tmp_path):
     mix, other = tone(tmp_path / "mix.wav", 0.61), tone(tmp_path / "organ.flac", 0.3, 8000, hertz=300)
     queries = [tone(tmp_path / "horn.wav", 0.2), tone(tmp_path / "reed.wav", 0.2, hertz=600)]
@@ -130,6 +154,7 @@ def test_windows_start_from_one_noise_and_nothing_else_is_drawn(module, data):
     noise = generation._noise(given, 5, (8, 4, 16), 0)
     assert len(given.starts) == len(noise) == 49
     assert torch.equal(noise[0, :, :, 2:], noise[1, :, :, :2])
+    assert torch.equal(noise, generation._noise(given, 5, (8, 4, 16), 0))
     assert not torch.equal(noise, generation._noise(given, 5, (8, 4, 16), 1))
     latents = encode(module, MelDct(), given.windows[:2], given.queries.expand(2, -1, -1, -1))
     torch.manual_seed(1)

@@ -53,6 +53,11 @@ class Combine(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Conv2d(2 * FEATURES, FEATURES, 1)
+        with (
+            torch.no_grad()
+        ):  # start near the sum of both: drawn at random it would scramble which feature is next to which
+            self.mix.weight[..., 0, 0] *= 0.1
+            self.mix.weight[..., 0, 0] += torch.eye(FEATURES).repeat(1, 2)
 
     def forward(self, mixture: Tensor, query: Tensor) -> Tensor:
         """(K, 8, L, W), a mixture's embedding beside each of its sources', and (K, 8, 1, W) -> (K, 8, L, W)."""
