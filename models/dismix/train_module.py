@@ -13,6 +13,7 @@ from torch import Tensor
 from models.dismix.config import ModelConfig
 from pipeline.collectives import grouped, world_size
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.train_module import Batch
 from pipeline.train_module import TrainModule as BaseModule
 
@@ -90,8 +91,10 @@ def _case(config: RunConfig) -> type[TrainModule]:
     """The class of the config's case, imported late: the simple case does without diffusers."""
     assert isinstance(config.model, ModelConfig)
     if config.model.case == "ldm":
-        from models.dismix.ldm.training import LdmModule
-
+        try:
+            from models.dismix.ldm.training import LdmModule
+        except ModuleNotFoundError as error:
+            raise UserError(f"DisMix's LDM case needs the package {error.name}; type: make setup") from error
         return LdmModule
     from models.dismix.simple.training import SimpleModule
 

@@ -1,6 +1,7 @@
 """DisMix's LDM case: what its parts must do, and each error of earlier attempts that must not come back."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -305,3 +306,15 @@ def test_data_that_does_not_fit_is_told():
     data.pop("latent")
     with pytest.raises(UserError, match=r"data\.codec=meldct"):
         type(build(load("dismix_ldm_demo", *SMALL)))(config, data)
+
+
+def test_a_lean_installation_is_told_what_is_missing(monkeypatch):
+    """`make demo` installs no diffusers, and the simple case does without."""
+    monkeypatch.setattr("models.dismix.ldm", sys.modules["models.dismix.ldm"])  # put back with the modules below
+    for name in [name for name in sys.modules if name.startswith("models.dismix.ldm")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="make setup"):
+        build(load("dismix_ldm_demo", *SMALL))
+    build(load("dismix_demo"))
