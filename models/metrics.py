@@ -1,4 +1,4 @@
-"""Figures with 95 % intervals, in one form everywhere: ``{"value", "low", "high", "count"}``.
+"""Figures with 95 % intervals, in one form everywhere: ``{"value", "low", "high", "count"}``; and distances of distributions.
 
 The intervals take the counted things as independent; notes of one track are not quite, so read them as a lower bound.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 Figure = dict[str, float]
@@ -31,3 +32,21 @@ def mean(values: Tensor) -> Figure:
     values = values.double()
     centre, half = float(values.mean()), Z * float(values.std()) / math.sqrt(count)
     return {"value": centre, "low": centre - half, "high": centre + half, "count": count}
+
+
+def frechet_distance(one: Tensor, other: Tensor) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to two sets of features, (n, D) and (m, D), n and m at least 2.
+
+    |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2) (Dowson and Landau 1982; Heusel et al. 2017, Eq. (6)), in
+    double precision. The product is symmetric, so its root needs eigenvalues only, and the negative ones that rounding leaves are 0:
+    no general matrix root, which fails where a covariance is singular, as it is with fewer samples than dimensions.
+    """
+    if min(len(one), len(other)) < 2:
+        raise ValueError("a covariance needs at least two samples")
+    one, other = one.double().cpu(), other.double().cpu()
+    first, second = (torch.atleast_2d(features.T.cov()) for features in (one, other))
+    values, vectors = torch.linalg.eigh(first)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
+    apart = (one.mean(0) - other.mean(0)).square().sum()
+    return max(0.0, float(apart + first.trace() + second.trace() - 2 * shared))

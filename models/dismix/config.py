@@ -13,6 +13,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pipeline.config import ModelSection, Section
 
+SIMPLE_ONLY = ("simple", "sigma", "sigma_mixture", "mixture_from_sources", "embedding")
+
 
 class SimpleCase(Section):
     """Sizes of the simple case; the defaults are the paper's (Appendix B.1, Tables 4, 5): 18.6M parameters."""
@@ -26,49 +28,77 @@ class SimpleCase(Section):
 
 
 class VaeShape(Section):
-    """An encoder or decoder of AudioLDM2's VAE family."""
+    """An encoder or decoder of AudioLDM2's VAE family; three multipliers: time and frequency shrink (or grow) by 4."""
 
     channels: int = Field(gt=0)
-    multipliers: tuple[int, ...] = (1, 2, 4)
+    multipliers: tuple[int, int, int] = (1, 2, 4)
     res_blocks: int = Field(2, gt=0)
+    groups: int = Field(32, gt=0)  # of the group normalisation; must divide every level's channels
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> VaeShape:
+        if wrong := [c for m in self.multipliers if (c := m * self.channels) % self.groups]:
+            raise ValueError(f"groups {self.groups} does not divide {wrong[0]} channels")
+        return self
 
 
 class TimbreShape(Section):
-    channels: int = 128
-    kernel: int = 5
-    layers: int = 3
+    kernel: int = Field(5, gt=0)
+    layers: int = Field(3, gt=0)
+    groups: int = Field(8, gt=0)  # of the group normalisation
 
 
 class DitShape(Section):
-    blocks: int = 3
-    heads: int = 4
-    width: int = 512  # one patch: 4 frames x 16 features x 8 channels
-    condition: int = 1024  # likewise of the source latents, 32 features wide
-    feed_forward: int = 2048
-    patches: int = 25
+    """The widths follow from ``patch``: a patch has 16 features of 8 channels a frame, its condition twice as many."""
+
+    patch: int = Field(4, gt=0)  # latent frames
+    blocks: int = Field(3, gt=0)
+    heads: int = Field(4, gt=0)
+    feed_forward: int = Field(2048, gt=0)
 
 
 class Diffusion(Section):
-    steps: int = 1000
-    beta_first: float = 1e-4
-    beta_last: float = 0.02
+    """Noise variances rise linearly from ``beta_first`` to ``beta_last`` in ``steps`` (Ho et al. 2020)."""
+
+    steps: int = Field(1000, gt=1)
+    beta_first: float = Field(1e-4, gt=0, lt=1)
+    beta_last: float = Field(0.02, gt=0, lt=1)
+    sampler: Literal["ddim", "dpm"] = "dpm"  # what renders: DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022)
+    sampling_steps: int = Field(20, gt=0)
 
 
 class LdmCase(Section):
-    """Sizes of the LDM case (Section 5.2, Appendix B.2)."""
+    """Sizes of the LDM case; the defaults are the paper's (Section 5.2, Appendix B.2)."""
 
-    sources: int = 4
-    mel_bands: int = 64
-    frames: int = 400
-    pitch_classes: int = 129  # MIDI 0-127 and silence
-    latent_channels: int = 8
-    mixture_encoder: VaeShape = VaeShape(channels=128)
+    frames: int = Field(400, gt=0)  # of the mel that a training sample shows; less than the data has: a random crop
+    pitch_low: int = Field(0, ge=0, le=127)  # MIDI notes that the transcriber knows, both inclusive, beside silence;
+    pitch_high: int = Field(127, ge=0, le=127)  # they must cover the notes of the data
+    vae: VaeShape = VaeShape(channels=128)  # the frozen one's published size, where no weights are named
     query_encoder: VaeShape = VaeShape(channels=64)
     transcriber: VaeShape = VaeShape(channels=64)
     translator: VaeShape = VaeShape(channels=64)
     timbre_encoder: TimbreShape = TimbreShape()
     dit: DitShape = DitShape()
     diffusion: Diffusion = Diffusion()
+    alone: float = Field(0.25, ge=0, le=1)  # share of training samples whose sources are rendered each by itself
+
+    @property
+    def pitch_classes(self) -> int:
+        """The notes, and silence as the last class."""
+        return self.pitch_high - self.pitch_low + 2
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> LdmCase:
+        whole = 4 * self.dit.patch
+        if self.frames % whole:
+            raise ValueError(
+                f"frames {self.frames} is no multiple of {whole}, the frames of a patch of {self.dit.patch}"
+            )
+        if self.pitch_classes < 33:
+            raise ValueError(
+                "pitch_low..pitch_high must span at least 32 notes: their picture is shrunk to 16 features"
+            )
+        return self
 
 
 class ModelConfig(ModelSection):
@@ -86,11 +116,11 @@ class ModelConfig(ModelSection):
     case: Literal["simple", "ldm"]
 
     stochastic_binarisation: bool = True  # Eq. (4); false: the translator reads the pitch logits themselves
-    sigma: float = Field(1.0, gt=0)  # of the Gaussian likelihood of standardised mels, first term of Eq. (6)
-    sigma_mixture: float = Field(0.25, gt=0)  # sigma_m of Eq. (9)
+    sigma: float = Field(1.0, gt=0)  # simple: of the likelihood of standardised mels in Eq. (6); the LDM case learns it
+    sigma_mixture: float = Field(0.25, gt=0)  # simple: sigma_m of Eq. (9)
     reconstruction: float = Field(1.0, ge=0)  # of mixture and sources
-    mixture_from_sources: float = Field(0.0, ge=0)  # log p(x_m | S), Eq. (6) itself, beside what Section 4 has for it
-    embedding: float = Field(1.0, ge=0)  # Eq. (9): the sum of source latents near the mixture's embedding
+    mixture_from_sources: float = Field(0.0, ge=0)  # simple: log p(x_m | S), Eq. (6) itself, beside Section 4's terms
+    embedding: float = Field(1.0, ge=0)  # simple: Eq. (9), the sum of source latents near the mixture's embedding
     kl: float = Field(1.0, ge=0)  # timbre posterior to N(0, I), last term of Eq. (6)
     bce: float = Field(1.0, ge=0)  # pitch logits, before binarisation
     barlow_twins: float = Field(1.0, ge=0)  # Eq. (7)
@@ -105,13 +135,19 @@ class ModelConfig(ModelSection):
 
     @model_validator(mode="after")
     def _only_the_own_case(self) -> ModelConfig:
-        other = "ldm" if self.case == "simple" else "simple"
-        if other in self.model_fields_set:
-            raise ValueError(f"'{other}' is not read where case is '{self.case}'; remove it, or set model.case={other}")
+        foreign = self._foreign()
+        for name in self.model_fields_set:
+            if name in foreign:
+                other = "simple" if self.case == "ldm" else "ldm"
+                raise ValueError(
+                    f"'{name}' is not read where case is '{self.case}'; remove it, or set model.case={other}"
+                )
         return self
 
     @model_serializer(mode="wrap")
     def _show_the_own_case(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         shown: dict[str, Any] = handler(self)
-        shown.pop("ldm" if self.case == "simple" else "simple", None)
-        return shown
+        return {name: value for name, value in shown.items() if name not in self._foreign()}
+
+    def _foreign(self) -> tuple[str, ...]:
+        return ("ldm",) if self.case == "simple" else SIMPLE_ONLY

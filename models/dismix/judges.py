@@ -1,28 +1,30 @@
-"""The judges: a pitch and an instrument classifier for clean, single sources, which then judge what DisMix renders.
+"""What the judges of both cases share: a classifier of clips, how judges learn, where they are kept, and what they are asked.
 
-Their architecture is the paper's (Appendix B.1, "Evaluation"): the Conv1d encoder of Table 4 and a three-layer MLP.
-Unlike the paper's they never see DisMix's training tracks: they learn from the sources of the validation split. They are
-kept beside the figures they gave, under a name that hashes their data and their recipe, and are taken from there again.
+A judge learns from clean, single sources of the validation split, so unlike the paper's it never sees DisMix's training tracks.
+Judges are kept beside the figures they gave, under a name that hashes their data and their recipe, and are taken from there again.
 
-Shapes: K clips, C mel bands, T frames.
+Shapes: K clips, C mel bands, T frames, B mixtures, N sources.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from models.dismix.encoders import SpectrogramEncoder
-from pipeline.loader import Evaluation
-from pipeline.shards import Manifest
+from models.dismix.simple.encoders import SpectrogramEncoder
+from pipeline.files import write_atomic
+from pipeline.rng import KeyedRandom
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Recipe:
 
 
 class Judge(nn.Module):
-    """Encoder of Table 4, then Linear-ReLU, Linear-ReLU, Linear to the classes."""
+    """The paper's (Appendix B.1, "Evaluation"): encoder of Table 4, then Linear-ReLU, Linear-ReLU, Linear to the classes."""
 
     def __init__(self, mel_bands: int, classes: int, recipe: Recipe) -> None:
         super().__init__()
@@ -55,57 +57,37 @@ class Judge(nn.Module):
         return self.head(self.encoder(mel))
 
 
-class Judges(nn.Module):
-    """Both judges; ``pitch`` counts classes from the lowest pitch of the data."""
+def kept(folder: Path, facts: list[object], recipe: Recipe, build: Callable[[], M], learn: Callable[[M], None]) -> M:
+    """Judges out of ``folder`` if they are there, else built from the recipe's seed, taught, and saved there.
 
-    def __init__(self, mel_bands: int, pitches: int, instruments: int, recipe: Recipe) -> None:
-        super().__init__()
-        self.pitch = Judge(mel_bands, pitches, recipe)
-        self.instrument = Judge(mel_bands, instruments, recipe)
-
-    @torch.no_grad()
-    def verdict(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., C, T) standardised log-mel -> pitch class and instrument, each int64 (...)."""
-        flat = mel.flatten(0, -3)
-        pitch, instrument = self.pitch(flat).argmax(-1), self.instrument(flat).argmax(-1)
-        return pitch.unflatten(0, mel.shape[:-2]), instrument.unflatten(0, mel.shape[:-2])
-
-
-def trained_judges(manifest: Manifest, folder: Path, recipe: Recipe | None = None) -> Judges:
-    """Judges for this data, out of ``folder`` if they are there, else trained in seconds on the CPU and saved there."""
-    recipe, info = recipe or Recipe(), manifest.info
-    name = hashlib.sha256(json.dumps([manifest.identity, asdict(recipe)]).encode()).hexdigest()[:8]
+    ``facts`` are what they depend on beside the recipe: JSON, hashed into their name.
+    """
+    name = hashlib.sha256(json.dumps([*facts, asdict(recipe)]).encode()).hexdigest()[:8]
     path = folder / f"judges_{name}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        pitches = info["pitch_high"] - info["pitch_low"] + 1
-        judges = Judges(info["mel"]["bands"], pitches, len(info["instruments"]), recipe)
+        judges = build()
     if path.is_file():
         judges.load_state_dict(load_file(path))
         return judges.eval()
-    mel, pitch, instrument = clean_sources(manifest, "valid", recipe.clips)
-    mel = (mel - info["mean"]) / info["std"]
-    _fit(judges.pitch, mel, pitch - info["pitch_low"], recipe)
-    _fit(judges.instrument, mel, instrument, recipe)
+    learn(judges)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(judges.state_dict(), path)
+    write_atomic(path, save(judges.state_dict()))
     return judges.eval()
 
 
-def clean_sources(manifest: Manifest, split: str, at_most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-mels (K, C, T), MIDI pitches and instruments (K,) of a split's sources, out of whole mixtures."""
-    batch_size = 64
-    batches = math.ceil(at_most / (batch_size * manifest.info["sources"]))
-    parts: dict[str, list[Tensor]] = {"sources": [], "pitch": [], "instrument": []}
-    for batch in Evaluation(manifest, split, batch_size=batch_size, limit=batches):
-        for name, tensors in parts.items():
-            tensors.append(batch[name].flatten(0, 1).clone())  # the loader's memory is used again
-    mel, pitch, instrument = (torch.cat(tensors) for tensors in parts.values())
-    return mel, pitch, instrument
+def rotation(position: Tensor, sources: int) -> Tensor:
+    """Where each source's new pitch comes from, (B, N): a rotation by 1 .. N-1, drawn by the sample's position."""
+    draw = KeyedRandom(0).uniform("dismix/rotation", position, (1,))
+    shift = 1 + (draw * (sources - 1)).long().clamp_max(max(sources - 2, 0))
+    return (torch.arange(sources) + shift) % sources
 
 
-def _fit(judge: Judge, mel: Tensor, label: Tensor, recipe: Recipe) -> None:
-    """Cross-entropy with AdamW, the learning rate falling on a cosine; batches and noise from the recipe's seed."""
+def fit(judge: nn.Module, mel: Tensor, label: Tensor, recipe: Recipe) -> None:
+    """Cross-entropy of logits (K, classes, ...) and labels (K, ...) with AdamW, its rate falling on a cosine.
+
+    Batches and noise come from the recipe's seed.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=recipe.rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)

@@ -16,6 +16,12 @@ def gaussian_error(target: Tensor, mean: Tensor, sigma: float) -> Tensor:
     return (target.float() - mean.float()).square().sum() / (2 * sigma**2 * len(target))
 
 
+def gaussian_error_learned(target: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    """The same of (B, ...) where sigma is learned, and with it the part of the constant that depends on sigma."""
+    error = (target.float() - mean.float()).square().sum() / (2 * len(target))
+    return error * torch.exp(-2 * log_sigma) + log_sigma * (target.numel() // len(target))
+
+
 def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
     """D_KL(N(mean, variance) || N(0, I)) of the timbre latents (B, N, D), Eq. (6)'s last term."""
     mean, log_variance = mean.float(), log_variance.float()
@@ -23,7 +29,7 @@ def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def pitch_error(logits: Tensor, pitch_class: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (B, N, P), before binarisation, with one-hot classes (B, N) (Section 3.3)."""
+    """Binary cross-entropy of logits (B, N, ..., P), before binarisation, with one-hot classes (B, N, ...) (Section 3.3)."""
     target = F.one_hot(pitch_class, logits.shape[-1]).float()
     return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(logits)
 

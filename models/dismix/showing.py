@@ -1,9 +1,6 @@
-"""What one looks at and listens to: spectrograms before and after a swap, their audio, and the timbre space.
+"""What one looks at and listens to in both cases: rows of spectrograms, and audio files.
 
-A note of 320 ms is too short to judge by ear, so its spectrogram is also *held*: its frames are gone through forwards and
-backwards until two seconds are full, and Griffin-Lim renders that as one note.
-
-Shapes: N sources, C mel bands, T frames, L frames when held, D latent width.
+Shapes: C mel bands, T frames, n samples.
 """
 
 from __future__ import annotations
@@ -11,21 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 from torch import Tensor
 
 from models.features import MelSpec, waveform
 
-if TYPE_CHECKING:
-    from models.dismix.train_module import TrainModule
-    from pipeline.train_module import Batch
-
-HELD = 2.0  # seconds
-FADE = 0.02  # seconds at both ends of held audio
+FADE = 0.02  # seconds at both ends of rendered audio
 DYNAMICS = 70  # decibels from the loudest point down that a picture shows
 NOTES = ("C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B")
 
@@ -49,26 +40,24 @@ def mel_spec(info: dict[str, Any]) -> MelSpec:
     return MelSpec(sample_rate=info["sample_rate"], **mel)
 
 
-def held(log_mel: Tensor, spec: MelSpec) -> Tensor:
-    """(..., C, T) -> (..., C, L): the frames forwards, backwards, forwards, ... for ``HELD`` seconds."""
-    frames, length = log_mel.shape[-1], round(HELD * spec.sample_rate / spec.hop)
-    there_and_back = torch.cat([torch.arange(frames), torch.arange(frames - 2, 0, -1)])
-    return log_mel[..., there_and_back.repeat(-(-length // len(there_and_back)))[:length]]
-
-
 def write_audio(path: Path, log_mel: Tensor, spec: MelSpec) -> Path:
-    """Griffin-Lim of a log-mel (C, T) as 16-bit WAV, faded at both ends, turned down where it would clip."""
-    audio = waveform(log_mel.float().cpu(), spec).numpy()
-    ramp = np.minimum(1, np.arange(len(audio)) / (FADE * spec.sample_rate))
+    """Griffin-Lim of a log-mel (C, T) as 16-bit WAV; see ``write_wave``."""
+    return write_wave(path, waveform(log_mel.float().cpu(), spec), spec.sample_rate)
+
+
+def write_wave(path: Path, wave: Tensor, sample_rate: int) -> Path:
+    """A rendered waveform (n) as 16-bit WAV, faded at both ends, turned down where it would clip."""
+    audio = wave.float().cpu().numpy()
+    ramp = np.minimum(1, np.arange(len(audio)) / (FADE * sample_rate))
     audio = audio * ramp * ramp[::-1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, audio / max(1.0, float(np.abs(audio).max()) / 0.99), spec.sample_rate, subtype="PCM_16")
+    soundfile.write(path, audio / max(1.0, float(np.abs(audio).max()) / 0.99), sample_rate, subtype="PCM_16")
     return path
 
 
 def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[Panel]]], spec: MelSpec) -> Path:
     """Rows of spectrograms on one colour scale, in decibels below the loudest point of all of them."""
-    figure, axes = _canvas(len(rows), max(len(panels) for _, panels in rows))
+    figure, axes = canvas(len(rows), max(len(panels) for _, panels in rows))
     loudest = max(float(panel.log_mel.max()) for _, panels in rows for panel in panels)
     image = None
     for row, (label, panels) in enumerate(rows):
@@ -89,49 +78,10 @@ def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[P
                 )
     figure.suptitle(heading, fontsize=12)
     figure.colorbar(image, ax=axes, label="dB below the loudest point", shrink=0.8, pad=0.02)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def show_timbre_space(timbre: Tensor, instrument: Tensor, names: Sequence[str], folder: Path) -> Path:
-    """Timbre latents (K, D) in the plane of their two largest principal components, by instrument (Fig. 2, left)."""
-    centred = (timbre - timbre.mean(0)).double()
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :2]
-    points = (centred @ directions).numpy()
-    figure, axes = _canvas(1, 1, width=5.0, height=4.0)
-    for number, name in enumerate(names):
-        chosen = (instrument == number).numpy()
-        axes[0][0].scatter(points[chosen, 0], points[chosen, 1], s=4, alpha=0.5, label=name)
-    axes[0][0].legend(markerscale=3, fontsize=8)
-    axes[0][0].set(xlabel="first principal component", ylabel="second", title="Timbre latents of held-out sources")
-    return _save(figure, folder / "timbre_space.png")
-
-
-@torch.no_grad()
-def show_swap(module: TrainModule, batch: Batch, folder: Path, step: int) -> None:
-    """Swap the pitches of the first mixture's first two sources: a picture, and the mixture's audio before and after."""
-    spec, names = mel_spec(module.data), module.data["instruments"]
-    mixture, sources = batch["mixture"][:1], batch["sources"][0]
-    latents = module.model.encode(module.standardise(mixture), module.standardise(batch["queries"][:1, :, 0]))
-    order = [1, 0, *range(2, latents.pitch.shape[1])]
-    before = [module.log_mel(m)[0] for m in module.model.render(latents.timbre, latents.pitch, mixture.shape[-1])]
-    after = [
-        module.log_mel(m)[0] for m in module.model.render(latents.timbre, latents.pitch[:, order], mixture.shape[-1])
-    ]
-    played = [names[i] for i in batch["instrument"][0].tolist()]
-    notes = [note_name(p) for p in batch["pitch"][0].tolist()]
-    titles = [f"{player}, {note}" for player, note in zip(played, notes, strict=True)]
-    swapped = [f"{player}, {notes[i]}" for player, i in zip(played, order, strict=True)]
-    rows = [
-        ("recorded", [Panel("mixture", mixture[0]), *map(Panel, titles, sources)]),
-        ("rendered", [Panel("mixture", before[1]), *map(Panel, titles, before[0])]),
-        ("pitches swapped", [Panel("mixture", after[1]), *map(Panel, swapped, after[0])]),
-    ]
-    write_picture(folder / "swap.png", f"DisMix after {step} steps", rows, spec)
-    for name, log_mel in [("recorded", mixture[0]), ("rendered", before[1]), ("swapped", after[1])]:
-        write_audio(folder / f"{name}.wav", held(log_mel, spec), spec)
-
-
-def _canvas(rows: int, columns: int, width: float = 2.6, height: float = 2.2) -> tuple[Any, Any]:
+def canvas(rows: int, columns: int, width: float = 2.6, height: float = 2.2) -> tuple[Any, Any]:
     import matplotlib.figure  # late: nobody who only trains waits for it
 
     figure = matplotlib.figure.Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
@@ -156,7 +106,7 @@ def _slaney(hertz: float) -> float:
     return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * float(np.log(hertz / 1000) / np.log(6.4))
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

@@ -8,11 +8,14 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from models.dismix import generate as generation
-from models.dismix.evaluate import evaluate, rotation
+from models.dismix import inputs
+from models.dismix.evaluate import evaluate
 from models.dismix.generate import add_arguments, generate
-from models.dismix.judges import Recipe, trained_judges
-from models.dismix.showing import held, mel_spec, note_name
+from models.dismix.judges import Recipe, rotation
+from models.dismix.showing import mel_spec, note_name
+from models.dismix.simple import generate as generation
+from models.dismix.simple.judges import trained_judges
+from models.dismix.simple.showing import held
 from pipeline.errors import UserError
 from pipeline.shards import MANIFEST, read_manifest, sealed, unsealed
 from tests.models.helpers import build, info, load
@@ -71,7 +74,7 @@ def tone(path, seconds=0.5, rate=44100, channels=2, hertz=440.0):
 
 def test_figures_have_the_papers_names_and_intervals(module, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "models.dismix.evaluate.trained_judges", lambda manifest, out: trained_judges(manifest, out, QUICK)
+        "models.dismix.simple.evaluate.trained_judges", lambda manifest, out: trained_judges(manifest, out, QUICK)
     )
     figures = evaluate(module, data, tmp_path)
     shares = {"single_pitch", "single_instrument", "mixture_pitch", "mixture_instrument", "transcription"}
@@ -131,7 +134,7 @@ def test_own_recordings_of_any_rate_and_length(module, data, tmp_path):
 
 
 def test_what_is_not_swapped_is_rendered_as_before(module, data):
-    given = generation._sample(module, 2, data)
+    given = inputs._sample(2, data, 10)
     latents = module.model.encode(module.standardise(given.windows), module.standardise(given.queries)[None])
     rendered = generation._render(module, given, latents.timbre, latents.pitch)
     sources, mixture = module.model.render(latents.timbre, latents.pitch, 10)
@@ -156,6 +159,7 @@ def wrong(tmp_path):
         (("--sample", 0, "--mix", good, "--query", good, other, *swap), "use one of them"),
         (("--mix", tmp_path / "none.wav", "--query", good, other, *swap), "not there"),
         (("--mix", tmp_path / "text.wav", "--query", good, other, *swap), "not audio"),
+        (("--sample", 0, "--only", 1), "LDM case"),
         (("--mix", short, "--query", good, other, *swap), "at least 0.32 s"),
         (("--mix", good, "--query", good, tmp_path / "silence.wav", *swap), "silent"),
     ]

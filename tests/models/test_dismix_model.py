@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from models.dismix.binarisation import binarise
-from models.dismix.encoders import FrameConv
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error, kl_to_prior, pitch_error
+from models.dismix.simple.encoders import FrameConv
 from models.dismix.train_module import TrainModule
 from pipeline.collectives import grouped
 from pipeline.errors import UserError
@@ -186,11 +186,6 @@ def test_a_group_that_fits_nowhere_is_the_users_mistake():
         grouped(torch.zeros(4, 3), 8, 4, "model.barlow_twins_group")  # no second rank to gather from
 
 
-def test_the_ldm_case_cannot_be_trained_yet():
-    with pytest.raises(UserError, match="dry-run"):
-        TrainModule(load("dismix"), info("dismix_demo"))
-
-
 def test_a_section_of_the_other_case_is_refused():
     with pytest.raises(UserError, match=r"model\.case=ldm"):
-        load("dismix_demo", "model.ldm.sources=3")
+        load("dismix_demo", "model.ldm.frames=64")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.metrics import accuracy, mean
+from models.metrics import accuracy, frechet_distance, mean
 
 
 def test_wilson_interval():
@@ -24,3 +24,26 @@ def test_mean_and_its_interval():
 def test_nothing_has_no_figure(figure, values):
     with pytest.raises(ValueError):
         figure(values)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    """For independent dimensions it is the sum of squared differences of means and of deviations."""
+    random = torch.Generator().manual_seed(0)
+    base = torch.linalg.qr(torch.randn(500, 4, generator=random)).Q
+    base = base - base.mean(0)
+    base = torch.linalg.qr(base).Q * 499**0.5  # mean 0 and covariance 1, exactly
+    mean, scale = torch.tensor([1.0, 0.0, -2.0, 0.5]), torch.tensor([2.0, 1.0, 0.5, 3.0])
+    expected = float(mean.square().sum() + (scale - 1).square().sum())
+    assert frechet_distance(base, base * scale + mean) == pytest.approx(expected, rel=1e-5)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=random)).Q
+    assert frechet_distance(base @ turn, (base * scale + mean) @ turn) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_is_zero_of_itself_symmetric_and_stable_without_full_rank():
+    random = torch.Generator().manual_seed(0)
+    few, other = torch.randn(5, 64, generator=random), 1e3 * torch.randn(7, 64, generator=random)
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(few, other) == pytest.approx(frechet_distance(other, few), rel=1e-9)
+    assert frechet_distance(torch.zeros(3, 2), torch.ones(3, 2)) == pytest.approx(2)
+    with pytest.raises(ValueError):
+        frechet_distance(few[:1], other)

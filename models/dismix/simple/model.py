@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.dismix.binarisation import binarise
 from models.dismix.config import ModelConfig
-from models.dismix.decoder import Decoder, FiLM
-from models.dismix.encoders import SpectrogramEncoder, TimbreEncoder, Transcriber, Translator
+from models.dismix.simple.decoder import Decoder, FiLM
+from models.dismix.simple.encoders import SpectrogramEncoder, TimbreEncoder, Transcriber, Translator
 
 
 @dataclass(frozen=True)
