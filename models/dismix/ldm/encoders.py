@@ -48,21 +48,23 @@ class QueryEncoder(nn.Module):
 
 
 class Combine(nn.Module):
-    """e_m and e_q to what both encoders of a source read: their two feature axes in a row, mixed by a 1x1 convolution."""
+    """e_m and e_q to what both encoders of a source read: their two feature axes in a row, mixed by a 1x1 convolution.
+
+    With the features as its channels, that is a linear layer on the last axis.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(2 * FEATURES, FEATURES, 1)
+        self.mix = nn.Linear(2 * FEATURES, FEATURES)
         with (
             torch.no_grad()
         ):  # start near the sum of both: drawn at random it would scramble which feature is next to which
-            self.mix.weight[..., 0, 0] *= 0.1
-            self.mix.weight[..., 0, 0] += torch.eye(FEATURES).repeat(1, 2)
+            self.mix.weight *= 0.1
+            self.mix.weight += torch.eye(FEATURES).repeat(1, 2)
 
     def forward(self, mixture: Tensor, query: Tensor) -> Tensor:
         """(K, 8, L, W), a mixture's embedding beside each of its sources', and (K, 8, 1, W) -> (K, 8, L, W)."""
-        both = torch.cat([mixture, query.expand_as(mixture)], dim=-1)
-        return self.mix(both.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.mix(torch.cat([mixture, query.expand_as(mixture)], dim=-1))
 
 
 class TimbreEncoder(nn.Module):
