@@ -109,3 +109,9 @@ def test_fabric_has_one_door_that_leaves_the_rest_of_lightning_whole():
         "assert lightning.Fabric is pipeline.fabric.Fabric"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest takes them for one module, and leaves one of them out."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -55,7 +55,10 @@ class Shell:
         )
         assert done.returncode == 0, f"$ {line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         if line == "make cluster":
-            self.env["SLURM_CONF"] = done.stdout.strip().removeprefix("export SLURM_CONF=")
+            (told,) = re.findall(
+                r"^export SLURM_CONF=(.+)$", done.stdout, re.M
+            )  # make says more where another make calls it
+            self.env["SLURM_CONF"] = told
         return done.stderr
 
     def clone(self) -> None:
