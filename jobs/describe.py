@@ -24,6 +24,7 @@ from pipeline.train_module import Batch, TrainModule
 
 BATCHES = (2, 4, 8, 16, 32, 64)  # tried in turn: a loss that couples samples may need a whole group
 DEPTH = 3  # of the modules in the tables
+LARGE = 200e6  # bytes of weights, from which on a step is too much for preflight
 
 
 @dataclass(frozen=True)
@@ -49,26 +50,13 @@ class Description:
     shapes: dict[str, str]
     saved: int
     flops: int
-    optimizer_tensors: int
-
-    def sizes(self, ema: bool) -> dict[str, int]:
-        """Bytes, for preflight."""
-        return {
-            "parameters": self.parameters,
-            "weights": 4 * self.parameters,
-            "gradients": 4 * self.trainable,
-            "optimizer": 4 * self.trainable * self.optimizer_tensors,
-            "ema": 4 * self.trainable if ema else 0,
-            "activations_per_sample": -(-self.saved // self.batch),
-        }
+    sizes: dict[str, int]
 
 
 def describe(config: RunConfig, folder: Path | None) -> Description:
     """Build ``config``'s module for the data in ``folder`` (None: for data as the recipe gives it) and watch one step."""
-    part = registry.part(config.model.system, "train_module")
-    data = read_manifest(folder).info if folder else part.TrainModule.typical_data(config)
     torch.manual_seed(rng.key(config.seed, "initial weights"))
-    module: TrainModule = part.TrainModule(config, data)
+    module = _build(config, folder)
     module.train()
     batch, size = _batch(module)
     seen = _Watch(module)
@@ -86,8 +74,33 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
         {name: _shape(value) for name, value in batch.items()},
         seen.saved,
         counter.get_total_flops(),
-        2,  # Adam, AdamW and RAdam: two moments
+        fixed_sizes(module, config) | {"activations_per_sample": -(-seen.saved // size)},
     )
+
+
+def preflight_sizes(config: RunConfig, folder: Path | None) -> dict[str, int]:
+    """Bytes, as ``Description.sizes``; a large model is only counted: a login node is no place for a step of it."""
+    with torch.device("meta"):
+        sizes = fixed_sizes(_build(config, folder), config)
+    return sizes if sizes["weights"] > LARGE else describe(config, folder).sizes
+
+
+def fixed_sizes(module: TrainModule, config: RunConfig) -> dict[str, int]:
+    """Bytes that do not depend on the batch. ``saved``: what of the weights a checkpoint holds; frozen ones may be left out of it."""
+    trainable = 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return {
+        "weights": 4 * sum(p.numel() for p in module.parameters()),
+        "saved": sum(value.nbytes for value in module.state_dict().values()),
+        "gradients": trainable,
+        "optimizer": 2 * trainable,  # Adam, AdamW and RAdam: two moments
+        "ema": trainable if config.trainer.ema else 0,
+        "activations_per_sample": 0,
+    }
+
+
+def _build(config: RunConfig, folder: Path | None) -> TrainModule:
+    kind = registry.part(config.model.system, "train_module").TrainModule
+    return kind(config, read_manifest(folder).info if folder else kind.typical_data(config))
 
 
 def _batch(module: TrainModule) -> tuple[Batch, int]:
@@ -177,12 +190,12 @@ def show(config: RunConfig, folder: Path | None) -> None:
     table.add_row("all", "", f"{found.parameters:,}", f"{found.trainable:,}")
     console.print("batch: " + ", ".join(f"{name} {shape}" for name, shape in found.shapes.items()))
     console.print(table)
-    size = found.sizes(config.trainer.ema is not None)
+    size = found.sizes
     fixed = sum(size[k] for k in ("weights", "gradients", "optimizer", "ema"))
     console.print(
         f"memory a process: {fixed / 1e9:.2f} GB fixed, {size['activations_per_sample'] / 1e6:.1f} MB a sample (float32); "
         f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step; "
-        f"a checkpoint: {(size['weights'] + size['optimizer'] + size['ema']) / 1e9:.2f} GB"
+        f"a checkpoint: {(size['saved'] + size['optimizer'] + size['ema']) / 1e9:.2f} GB"
     )
     steps, batch = config.trainer.max_steps, config.data.batch_size
     console.print(f"{steps:,} steps of {batch} samples: {steps * batch:,} samples")
@@ -192,8 +205,7 @@ def main() -> int:
     """``python -m jobs.describe --json``: config and data folder as JSON on stdin, bytes as JSON on stdout."""
     tree = json.load(sys.stdin)
     config = parse_tree(tree["config"], "config")
-    found = describe(config, Path(tree["data"]) if tree["data"] else None)
-    print(json.dumps(found.sizes(config.trainer.ema is not None)))
+    print(json.dumps(preflight_sizes(config, Path(tree["data"]) if tree["data"] else None)))
     return 0
 
 

@@ -149,7 +149,7 @@ def sizes(plan: Plan) -> dict[str, int] | None:
 
 
 def checkpoint_bytes(size: dict[str, int]) -> int:
-    return size["weights"] + size["optimizer"] + size["ema"]
+    return size["saved"] + size["optimizer"] + size["ema"]
 
 
 def space_problems(runs: Path, config: RunConfig, one_checkpoint: int) -> list[str]:

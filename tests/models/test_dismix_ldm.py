@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from jobs.describe import preflight_sizes
 from models.dismix.ldm import data as facts
 from models.dismix.ldm.dit import assemble, partition
 from models.dismix.ldm.encoders import Combine
@@ -68,6 +69,13 @@ def test_full_size_has_the_papers_parameters():
         counts[name] = (sum(n for n, _ in sizes), sum(n for n, wanted in sizes if wanted))
         print(f"{name:16s} {type(part).__name__:16s} {counts[name][0]:>12,} {counts[name][1]:>12,}")
     assert counts == TABLE
+
+
+def test_preflight_counts_the_full_size_without_a_step():
+    sizes = preflight_sizes(load("dismix"), None)
+    assert sizes["weights"] == 4 * sum(total for total, _ in TABLE.values())
+    assert sizes["gradients"] == 4 * sum(trained for _, trained in TABLE.values())
+    assert sizes["saved"] < sizes["weights"] and sizes["activations_per_sample"] == 0, "frozen weights are not saved"
 
 
 def test_patches_come_apart_and_together_again():
@@ -256,6 +264,13 @@ def test_the_scale_of_the_likelihood_is_learned():
 def test_silence_is_the_last_class(module):
     low, rest = module.sizes.pitch_low, module.data["rest"]
     assert module.classes(torch.tensor([low, low + 5, rest])).tolist() == [0, 5, module.sizes.pitch_classes - 1]
+
+
+def test_a_note_that_the_transcriber_does_not_know_is_named(module):
+    known = torch.tensor([[module.sizes.pitch_low, module.sizes.pitch_high, int(module.data["rest"])]])
+    assert module.classes(known).tolist() == [[0, module.sizes.pitch_classes - 2, module.sizes.pitch_classes - 1]]
+    with pytest.raises(UserError, match="the data holds the note 12"):
+        module.classes(torch.tensor([[12]]))
 
 
 def test_micro_batches_give_the_loss_of_the_whole(module, batch):

@@ -20,6 +20,7 @@ from models.dismix.ldm.vae import CODEC, frozen_vae
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error_learned, kl_to_prior, pitch_error
 from models.dismix.train_module import TrainModule
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.train_module import Batch
 
 
@@ -55,9 +56,16 @@ class LdmModule(TrainModule):
         return Standardisation(self.latent_mean[number], self.latent_std[number])
 
     def classes(self, pitch: Tensor) -> Tensor:
-        """MIDI numbers and the data's label of silence -> pitch classes of the transcriber."""
-        silence = self.sizes.pitch_classes - 1
-        return torch.where(pitch == int(self.data["rest"]), silence, pitch - self.sizes.pitch_low)
+        """MIDI numbers and the data's label of silence -> pitch classes of the transcriber. UserError for a note it does not know."""
+        low, high, rest = self.sizes.pitch_low, self.sizes.pitch_high, int(self.data["rest"])
+        if (low, high) != (0, 127):  # the paper's size knows all notes, and need not wait for a GPU to say so
+            strange = pitch[(pitch != rest) & ((pitch < low) | (pitch > high))]
+            if strange.numel():
+                raise UserError(
+                    f"the data holds the note {int(strange[0])} and model.ldm.pitch_low..pitch_high are {low}..{high}; "
+                    f"widen them with --set."
+                )
+        return torch.where(pitch == rest, self.sizes.pitch_classes - 1, pitch - low)
 
     def mixture_input(self, mel: Tensor, latent: Tensor) -> Tensor:
         """What the mixture encoder takes: log-mel (B, F, T) as a picture for a VAE, else the latent (B, 8, L, W) as stored."""
