@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.shards import MANIFEST, sealed, unsealed
 from tests.cluster.cluster import Cluster
 from tests.conftest import ROOT
 from tests.pipeline.shard_factory import write_dataset
@@ -41,8 +42,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-launch-") as text:
         folder = Path(text)
         data = write_dataset(folder / "data" / "cocochorales_simple_demo", [8])
-        manifest = data.folder / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"recipe": "test"', '"recipe": "cocochorales_simple_demo"'))
+        path = data.folder / MANIFEST
+        path.write_bytes(sealed({**unsealed(path.read_bytes()), "recipe": "cocochorales_simple_demo"}))
         cluster = Cluster(folder / "slurm")
         cluster.up()
         try:
