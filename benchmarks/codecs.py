@@ -27,8 +27,8 @@ from models.codecs import load_codec
 from models.codecs.base import Codec
 from models.features import AUDIOLDM2, log_mel
 from pipeline.errors import run_command
+from pipeline.manifest import read_manifest
 from pipeline.samples import SplitReader
-from pipeline.shards import read_manifest
 
 SILENT = 1e-4  # RMS
 DECIBEL = 20 / math.log(10)  # of a difference of natural logarithms of magnitudes

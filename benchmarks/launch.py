@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.shards import MANIFEST, sealed, unsealed
+from pipeline.manifest import MANIFEST, sealed, unsealed
 from tests.cluster.cluster import Cluster
 from tests.conftest import ROOT
 from tests.pipeline.shard_factory import write_dataset

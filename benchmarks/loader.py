@@ -30,7 +30,8 @@ from rich.table import Table
 
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
-from pipeline.shards import FORMAT, MANIFEST, Manifest, ShardReader, read_manifest, sealed
+from pipeline.manifest import FORMAT, MANIFEST, Manifest, read_manifest, sealed
+from pipeline.shards import ShardReader
 from pipeline.workers import AHEAD
 
 UNITS = {"K": 1 << 10, "M": 1 << 20}

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
-from pipeline.shards import FORMAT, MANIFEST, ShardInfo, read_manifest, sealed
+from pipeline.manifest import FORMAT, MANIFEST, ShardInfo, read_manifest, sealed
 
 BATCH = 64
 

@@ -30,8 +30,8 @@ from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, RunConfig, parse_config
 from pipeline.control import StopFlag
 from pipeline.distributed import make_fabric
+from pipeline.manifest import FORMAT, MANIFEST, Manifest, read_manifest, sealed
 from pipeline.runs import RunFolder
-from pipeline.shards import FORMAT, MANIFEST, Manifest, read_manifest, sealed
 from pipeline.train_module import Batch, TrainModule
 from pipeline.trainer import Trainer
 from pipeline.world import World

@@ -47,7 +47,7 @@ from data_prep.cocochorales_reader import SAMPLE_RATE, Note, Voice, read_track
 from data_prep.segments import segment_starts
 from data_prep.stage import BadInput, Fields, Input, Samples
 from pipeline.errors import UserError
-from pipeline.shards import SPLITS
+from pipeline.manifest import SPLITS
 
 FRAMES = 400
 PITCHES = 128  # MIDI numbers

@@ -23,7 +23,7 @@ import numpy as np
 from data_prep.audio import decode
 from data_prep.stage import BadInput, Input, InputFile
 from pipeline.errors import UserError
-from pipeline.shards import SPLITS
+from pipeline.manifest import SPLITS
 
 SAMPLE_RATE = 16000
 INSTRUMENTS = (

@@ -46,7 +46,7 @@ from data_prep.cocochorales_clips import (
 )
 from data_prep.cocochorales_reader import SAMPLE_RATE, Chord, Voice, held_chords, read_track
 from data_prep.stage import Fields, Input, Samples
-from pipeline.shards import SPLITS
+from pipeline.manifest import SPLITS
 
 FRAMES = 10
 ATTACK = 0.15  # seconds after the last onset

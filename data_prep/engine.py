@@ -31,7 +31,7 @@ from data_prep.stage import Input, Stage
 from data_prep.worker import POLL, Task, pause, taken_over, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
-from pipeline.shards import MANIFEST
+from pipeline.manifest import MANIFEST
 
 ALWAYS_ALLOWED = 3  # quarantined inputs that stop nobody; see allowed_failures
 

@@ -23,8 +23,9 @@ import numpy as np
 
 from pipeline.errors import UserError, run_command
 from pipeline.files import fsync_folder
+from pipeline.manifest import SPLITS, Manifest, read_manifest
 from pipeline.samples import SplitReader
-from pipeline.shards import SPLITS, DamagedSample, Manifest, read_manifest
+from pipeline.shards import DamagedSample
 
 if TYPE_CHECKING:
     import h5py

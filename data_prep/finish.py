@@ -17,7 +17,7 @@ from data_prep.plan import PLAN_NAME, Plan
 from data_prep.shards import difference, differences
 from data_prep.stage import Stage
 from pipeline.errors import RunFailed
-from pipeline.shards import FORMAT, MANIFEST, SPLITS, read_manifest, sealed, unsealed
+from pipeline.manifest import FORMAT, MANIFEST, SPLITS, read_manifest, sealed, unsealed
 
 QUARANTINE = "quarantine.jsonl"
 CARD = "README.md"
@@ -26,7 +26,7 @@ CARD = "README.md"
 def finish(stage: Stage, plan: Plan, folder: Path) -> list[dict[str, str]]:
     """Write quarantine list, card and manifest for fully committed shards; the quarantined inputs (input, split, reason).
 
-    ``manifest.json`` holds what ``pipeline.shards.read_manifest`` reads, and besides ``files`` (xxh3_128 of every other file), so
+    ``manifest.json`` holds what ``pipeline.manifest.read_manifest`` reads, and besides ``files`` (xxh3_128 of every other file), so
     that ``verify`` covers every byte. RunFailed where no training sample came out.
     """
     records = [_record(folder, shard.name, done(folder, shard)) for shard in plan.shards]

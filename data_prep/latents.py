@@ -38,8 +38,9 @@ from data_prep.stage import BadInput, Fields, Input, InputFile, Samples, Stage
 from models.codecs import ANALYTIC, MEL_CODECS, check_rate
 from models.codecs.weights import Weights, checked_weights
 from pipeline.errors import UserError
+from pipeline.manifest import read_manifest
 from pipeline.samples import Signature, SplitReader
-from pipeline.shards import INDEX_DTYPE, DamagedSample, decode, members, read_manifest
+from pipeline.shards import INDEX_DTYPE, DamagedSample, decode, members
 
 if TYPE_CHECKING:
     from models.codecs.base import Codec

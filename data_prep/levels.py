@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards import SPLITS
+from pipeline.manifest import SPLITS
 
 QUIETEST = -70.0  # LUFS; the absolute gate of BS.1770-4: what lies below counts as silence
 CLIP_RUN = 3  # successive samples

@@ -19,7 +19,7 @@ import xxhash
 
 from data_prep.stage import Input, InputFile, Stage
 from pipeline.errors import UserError
-from pipeline.shards import FORMAT, SPLITS
+from pipeline.manifest import FORMAT, SPLITS
 
 PLAN_NAME = "plan.json"
 

@@ -11,7 +11,7 @@ from data_prep.commits import WORK, Committed, done
 from data_prep.hashing import files_hashed
 from data_prep.plan import Plan, read_plan
 from pipeline.errors import UserError
-from pipeline.shards import MANIFEST
+from pipeline.manifest import MANIFEST
 
 RECENT = 64  # commits that the rate is told from: what lies before a pause says nothing of now
 SHOWN = 5  # quarantined inputs

@@ -18,7 +18,7 @@ import xxhash
 from data_prep import levels
 from data_prep.stage import Fields, Samples, Stage
 from pipeline.errors import UserError
-from pipeline.shards import SPLITS
+from pipeline.manifest import SPLITS
 
 LEVELS_DOWN = 2  # how far below --source a layout is looked for
 KEY_LENGTH = 48  # a member's name in a tar has 100 bytes, its field's name included

@@ -11,7 +11,7 @@ from data_prep.prepare import DATASETS
 from models import registry
 from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
 from pipeline.errors import UserError, nearest
-from pipeline.shards import Manifest, read_manifest
+from pipeline.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

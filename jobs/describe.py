@@ -19,7 +19,7 @@ from models import registry
 from pipeline import rng
 from pipeline.config import RunConfig
 from pipeline.errors import UserError, run_command
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.train_module import Batch, TrainModule
 
 BATCHES = (2, 4, 8, 16, 32, 64)  # tried in turn: a loss that couples samples may need a whole group

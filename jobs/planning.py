@@ -16,8 +16,8 @@ from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named, ru
 from pipeline.config import RunConfig, differences, identity_of
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_atomic, write_json
+from pipeline.manifest import Manifest
 from pipeline.runs import RunFolder, find_run
-from pipeline.shards import Manifest
 
 
 def say(text: str) -> None:

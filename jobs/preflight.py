@@ -19,7 +19,7 @@ from models.codecs import ANALYTIC, check_codec
 from models.codecs.weights import ENVIRONMENT, fetch_command, find_weights
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.shards import DamagedSample, Manifest, ShardReader
+from pipeline.manifest import Manifest
 
 SAMPLED = 16  # samples that are read and checked, each from another shard while there are enough
 INODES = 1000  # of a run: code, metrics, samples, logs, checkpoints
@@ -82,6 +82,8 @@ def existing(path: Path) -> Path:
 
 def data_problems(manifest: Manifest, config: RunConfig) -> list[str]:
     """Every shard there with its size, and a few samples read against their checksums."""
+    from pipeline.shards import DamagedSample, ShardReader  # late: NumPy is a fifth of the time that a launch takes
+
     again = f"{prepare_command(config)} --out {manifest.folder.parent}"
     sizes_of = {s.name: manifest.folder / f"{s.name}.tar" for s in manifest.shards}
     missing = [name for name, path in sizes_of.items() if not path.is_file()]

@@ -82,7 +82,7 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     from pipeline import checkpoint, rng
     from pipeline.distributed import make_fabric
     from pipeline.files import read_json
-    from pipeline.shards import read_manifest
+    from pipeline.manifest import read_manifest
     from pipeline.trainer import Trainer
 
     config = load_frozen(run.config_file)

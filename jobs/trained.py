@@ -12,8 +12,8 @@ from pipeline import checkpoint, rng
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.runs import RunFolder
-from pipeline.shards import Manifest, read_manifest
 from pipeline.train_module import TrainModule
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from pipeline.errors import RunFailed
+from pipeline.manifest import Manifest
 from pipeline.order import Order
 from pipeline.samples import Signature, SplitReader, stand_ins
-from pipeline.shards import DamagedSample, Manifest
+from pipeline.shards import DamagedSample
 
 Batch = dict[str, torch.Tensor]  # as in ``train_module``
 Arrays = dict[str, np.ndarray]  # by name, (rows, ...)

@@ -20,8 +20,8 @@ import torch
 
 from pipeline.batches import Batch, BatchReader, Item, Memory, Positions, Report, to_arrays
 from pipeline.errors import RunFailed, UserError
+from pipeline.manifest import Manifest
 from pipeline.order import Order, block_size
-from pipeline.shards import Manifest
 from pipeline.workers import Workers, read_ahead
 
 EVALUATION_SEED = 0  # evaluation has one order for ever, and a limited one must not see the first shards only

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pipeline.manifest import Manifest
 from pipeline.shards import (
     DamagedSample,
     Entry,
-    Manifest,
     ShardReader,
     decode,
     members,

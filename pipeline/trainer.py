@@ -25,10 +25,10 @@ from pipeline.engine import to_device
 from pipeline.errors import RunFailed
 from pipeline.fabric import Fabric
 from pipeline.loader import Evaluation, Loader
+from pipeline.manifest import Manifest
 from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
-from pipeline.shards import Manifest
 from pipeline.train_module import Batch, TrainModule
 from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog

@@ -18,7 +18,8 @@ from models.dismix.showing import mel_spec
 from models.dismix.train_module import TrainModule
 from models.features import MelSpec, log_compress, mel
 from pipeline.errors import UserError
-from pipeline.shards import DamagedSample, ShardReader, decode, members, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.shards import DamagedSample, ShardReader, decode, members
 
 LEVEL = 0.1  # RMS of a mixture as it was prepared; a query has LEVEL / sqrt(number of sources)
 SILENT = 1e-4  # RMS that is not amplified further

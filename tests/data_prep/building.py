@@ -6,7 +6,8 @@ from pathlib import Path
 from data_prep.engine import prepare
 from data_prep.finish import finish
 from data_prep.stage import Stage
-from pipeline.shards import ShardReader, decode, members, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.shards import ShardReader, decode, members
 
 
 def build(source: Path, folder: Path, stage: Stage, workers: int = 0) -> tuple[Path, dict[str, str]]:

@@ -12,7 +12,7 @@ from data_prep.audio_pairs import RECIPES
 from data_prep.demo_audio_pairs import _gather_truth, _render_parts, plan
 from data_prep.splits import connected, split_by_name
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 PAIRS = dataclasses.replace(RECIPES["audio_pairs_demo"], segment=24000)

@@ -17,7 +17,7 @@ from data_prep.demo_cocochorales import render
 from data_prep.stage import BadInput
 from models.features import AUDIOLDM2, log_mel
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 STAGE = dataclasses.replace(RECIPES["cocochorales_ldm_demo"], windows_per_track=2, inputs_per_shard=20)

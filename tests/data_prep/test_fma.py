@@ -13,7 +13,7 @@ from data_prep.demo_fma import _render_clip, _write_table, id3_tag, plan
 from data_prep.fma import GENRES, RECIPES
 from models.features import CQT, cqt
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 STAGE = dataclasses.replace(RECIPES["fma_cqt_demo"], segment=22050)

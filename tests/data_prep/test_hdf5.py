@@ -11,8 +11,8 @@ from data_prep.engine import prepare
 from data_prep.export import export
 from data_prep.finish import finish
 from pipeline.errors import UserError
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import SplitReader
-from pipeline.shards import Manifest, read_manifest
 from tests.conftest import command
 from tests.data_prep.light_stage import write_source
 from tests.data_prep.tone_stage import RECIPES

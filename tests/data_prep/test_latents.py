@@ -24,8 +24,8 @@ from models.codecs.standardisation import Standardisation
 from models.codecs.weights import Weights
 from pipeline.errors import UserError
 from pipeline.loader import Loader
+from pipeline.manifest import SPLITS, read_manifest
 from pipeline.samples import SplitReader
-from pipeline.shards import SPLITS, read_manifest
 from tests.data_prep.light_stage import write_source
 from tests.data_prep.tone_stage import RECIPES
 from tests.models.stand_in_weights import LICENCE, write_encodec

@@ -13,7 +13,7 @@ from data_prep.musicnet import MOST_NOTES, RECIPES, read_notes
 from data_prep.stage import BadInput
 from data_prep.synth import Player
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 STAGE = dataclasses.replace(RECIPES["musicnet_cqt_demo"], segment=22050)

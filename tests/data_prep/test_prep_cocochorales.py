@@ -22,7 +22,7 @@ from data_prep.engine import prepare
 from data_prep.stage import BadInput
 from models.features import SIMPLE, log_mel
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep import building
 from tests.data_prep.building import samples, tree
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from data_prep.shards import NotWritten, ShardWriter, commit, differences, encode
-from pipeline.shards import ShardInfo, ShardReader, decode, members
+from pipeline.manifest import ShardInfo
+from pipeline.shards import ShardReader, decode, members
 
 SAMPLES = [
     (

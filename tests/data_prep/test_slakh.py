@@ -16,7 +16,7 @@ from data_prep.slakh import RECIPES
 from data_prep.slakh_reader import STEMS, is_upsampled
 from data_prep.stage import BadInput
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 STAGE = RECIPES["slakh_stems_demo"]

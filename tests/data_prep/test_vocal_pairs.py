@@ -17,7 +17,7 @@ from data_prep.effects import Band, biquad, process
 from data_prep.vocal_pairs import RECIPES
 from data_prep.voice import sing
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
 STAGE = dataclasses.replace(RECIPES["vocal_pairs_demo"], segment=48000, inputs_per_shard=3)

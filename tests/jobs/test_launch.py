@@ -12,8 +12,8 @@ import pytest
 
 from jobs.configs import load_frozen
 from jobs.preflight import checkpoint_bytes, permission_problems
+from pipeline.manifest import MANIFEST, sealed, unsealed
 from pipeline.runs import RunFolder, list_runs
-from pipeline.shards import MANIFEST, sealed, unsealed
 from tests.conftest import ROOT, command
 
 TINY = [

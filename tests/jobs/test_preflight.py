@@ -10,7 +10,7 @@ import pytest
 from jobs.clusters import Cluster
 from jobs.configs import load_named
 from jobs.preflight import GIB, batch_problems, data_problems, memory_problems, quotas, space_problems, weights_problems
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.conftest import command
 
 SIZE = {

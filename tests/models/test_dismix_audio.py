@@ -17,7 +17,7 @@ from models.dismix.simple import generate as generation
 from models.dismix.simple.judges import trained_judges
 from models.dismix.simple.showing import held
 from pipeline.errors import UserError
-from pipeline.shards import MANIFEST, read_manifest, sealed, unsealed
+from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
 from tests.models.helpers import build, info, load
 from tests.pipeline.shard_factory import write_dataset
 

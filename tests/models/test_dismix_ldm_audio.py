@@ -15,7 +15,7 @@ from models.dismix.ldm import generate as generation
 from models.dismix.ldm.judges import trained_judges
 from models.dismix.ldm.rendering import encode, render, to_mel
 from pipeline.errors import UserError
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from tests.models.helpers import build, info, load
 from tests.models.test_dismix_audio import arguments, tone
 from tests.models.test_dismix_ldm import SMALL

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.shards import FORMAT, INDEX_DTYPE, Manifest, read_manifest, sealed, unsealed
+from pipeline.manifest import FORMAT, Manifest, read_manifest, sealed, unsealed
+from pipeline.shards import INDEX_DTYPE
 
 Sample = dict[str, Any]  # arrays by field; anything else is written as JSON
 

@@ -15,8 +15,8 @@ from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, RunConfig, parse_config
 from pipeline.control import StopFlag
 from pipeline.distributed import make_fabric
+from pipeline.manifest import read_manifest
 from pipeline.runs import RunFolder
-from pipeline.shards import read_manifest
 from pipeline.train_module import TrainModule
 from pipeline.trainer import Trainer
 from pipeline.world import World

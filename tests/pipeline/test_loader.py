@@ -21,7 +21,8 @@ from shard_factory import numbered, write_dataset
 from data_prep import shards as prepared
 from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
-from pipeline.shards import Manifest, ShardInfo, ShardReader
+from pipeline.manifest import Manifest, ShardInfo
+from pipeline.shards import ShardReader
 
 COUNT = 88
 
@@ -326,7 +327,7 @@ def test_no_worker_outlives_the_trainer(manifest, ending):
         import os, psutil, time
         from pathlib import Path
         from pipeline.loader import Loader
-        from pipeline.shards import read_manifest
+        from pipeline.manifest import read_manifest
         manifest = read_manifest(Path({str(manifest.folder)!r}))
         streams = [iter(Loader(manifest, "train", batch_size=16, workers=2)) for _ in range(2)]
         for stream in streams:

@@ -12,18 +12,9 @@ from shard_factory import numbered, write_dataset, write_shard
 
 from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
+from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
 from pipeline.samples import STAND_INS, stand_ins
-from pipeline.shards import (
-    BLOCK,
-    MANIFEST,
-    DamagedSample,
-    ShardReader,
-    decode,
-    members,
-    read_manifest,
-    sealed,
-    unsealed,
-)
+from pipeline.shards import BLOCK, DamagedSample, ShardReader, decode, members
 
 SHARDS = [17, 1, 40, 30]
 COUNT = sum(SHARDS)

@@ -25,8 +25,8 @@ from models.dismix.ldm.rendering import CHUNK, codec_of, encode, render, to_mel
 from models.dismix.ldm.training import LdmModule
 from models.metrics import Figure, accuracy, frechet_distance, mean
 from pipeline.loader import Evaluation
+from pipeline.manifest import read_manifest
 from pipeline.rng import KeyedRandom
-from pipeline.shards import read_manifest
 from pipeline.train_module import Batch
 
 JUDGED = 1000  # mixtures at most

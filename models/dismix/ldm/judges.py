@@ -19,7 +19,7 @@ from models.dismix.judges import Judge, Recipe, fit, kept
 from models.dismix.ldm.rendering import to_mel
 from models.dismix.ldm.training import LdmModule
 from pipeline.loader import Evaluation
-from pipeline.shards import Manifest
+from pipeline.manifest import Manifest
 
 RECIPE = Recipe(steps=500)
 REACH = 5  # frames that a layer of the pitch judge looks at

@@ -23,7 +23,7 @@ from models.dismix.simple.judges import Judges, clean_sources, trained_judges
 from models.dismix.simple.training import SimpleModule
 from models.metrics import Figure, accuracy, mean
 from pipeline.loader import Evaluation
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.train_module import Batch
 
 BATCH = 128

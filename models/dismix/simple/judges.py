@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.dismix.judges import Judge, Recipe, fit, kept
 from pipeline.loader import Evaluation
-from pipeline.shards import Manifest
+from pipeline.manifest import Manifest
 
 
 class Judges(nn.Module):
