@@ -28,6 +28,17 @@ def commands() -> list[str]:
     return [line for line in lines if line]
 
 
+def working_tree() -> list[Path]:
+    """What git would take from it; where this is no repository, everything but what commands make."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        found = [ROOT / name for name in listed.stdout.splitlines()]
+    else:
+        made = {".venv", "runs", "data", "build", "__pycache__", ".git", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+        found = [path for path in ROOT.rglob("*") if not made & set(path.relative_to(ROOT).parts)]
+    return [path for path in found if path.is_file()]
+
+
 class Shell:
     """Where a person types: a folder and an environment that some commands change."""
 
@@ -64,13 +75,10 @@ class Shell:
     def clone(self) -> None:
         """The working tree as it is now, so that what is tested is what will be committed."""
         self.cwd = self.folder / "slurmphony"
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        for name in listed.stdout.splitlines():
-            if (ROOT / name).is_file():
-                (self.cwd / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, self.cwd / name)
+        for path in working_tree():
+            target = self.cwd / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
         (self.cwd / ".venv").symlink_to(sys.prefix)
         self.env["PYTHONPATH"] = str(self.cwd)  # the environment is installed for the folder that the tests run in
 
