@@ -47,7 +47,7 @@ def main() -> None:
         cluster = Cluster(folder / "slurm")
         cluster.up()
         try:
-            cluster.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 600")
+            cluster.sbatch("--output=/dev/null", "--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 600")
             show(measure(cluster, folder, args.repeats))
         finally:
             cluster.down()
@@ -61,7 +61,7 @@ def measure(cluster: Cluster, folder: Path, repeats: int) -> dict[str, list[floa
     for number in range(repeats + 1):
         took = {
             "interpreter": seconds([sys.executable, "-c", "pass"], env),
-            "sbatch": seconds(["sbatch", "--partition=gpu", "--wrap", "true"], env),
+            "sbatch": seconds(["sbatch", "--output=/dev/null", "--partition=gpu", "--wrap", "true"], env),
             "launch.py": seconds([*launch, *where, "--set", f"seed={number}"], env),
             "launch.py --dry-run": seconds([*launch, *where, "--dry-run"], env),
         }

@@ -102,7 +102,9 @@ def test_every_command_of_the_page(slurm, shell):
     blocker = None
     for line in commands():
         if line.startswith("python jobs/launch.py") and blocker is None:
-            blocker = slurm.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--time=60", "--wrap", "sleep 3000")
+            blocker = slurm.sbatch(
+                "--output=/dev/null", "--partition=gpu", "--nodes=3", "--exclusive", "--time=60", "--wrap", "sleep 3000"
+            )
             slurm.wait(blocker, "RUNNING")
         if line.startswith("python monitoring/logs.py"):
             (list_runs(Path(shell.env["SLURMPHONY_RUNS"]))[0].logs / "1_0_log.out").write_text("as if it had begun\n")

@@ -183,7 +183,7 @@ def test_thirty_deaths_end_with_the_same_bits(slurm, lab, undisturbed, seed):
 
 def on_the_nodes(slurm: Cluster, lab: SlurmLab, program: str, *more: str) -> str:
     """Submit a job whose every process runs ``program`` at its start: what is wrong with a node is done there, not in our code."""
-    blocker = slurm.sbatch("--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 300")
+    blocker = slurm.sbatch("--output=/dev/null", "--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 300")
     slurm.wait(blocker, "RUNNING")
     job = lab.submit(slurm, *more)
     (lab.run.code / "sitecustomize.py").write_text(program)
@@ -243,7 +243,7 @@ def test_a_hung_rank_is_ended_and_the_job_comes_back(slurm, lab, undisturbed):
 def test_a_preempted_run_saves_and_comes_back(slurm, lab, undisturbed):
     job = lab.submit(slurm, partition="low")
     lab.wait_training(slurm, job, 1)
-    urgent = slurm.sbatch("--partition=high", "--nodes=3", "--exclusive", "--wrap", "sleep 3")
+    urgent = slurm.sbatch("--output=/dev/null", "--partition=high", "--nodes=3", "--exclusive", "--wrap", "sleep 3")
     slurm.wait(urgent, "RUNNING", "COMPLETED", timeout=60)
     lab.wait_training(slurm, job, 2)
     lab.wait_complete(slurm, job)
