@@ -1,7 +1,5 @@
 """The LDM case on a tiny prepared dataset: figures, pictures, audio, and every way to ask for something else."""
 
-import json
-
 import numpy as np
 import pytest
 import soundfile
@@ -15,7 +13,7 @@ from models.dismix.ldm import generate as generation
 from models.dismix.ldm.judges import trained_judges
 from models.dismix.ldm.rendering import encode, render, to_mel
 from pipeline.errors import UserError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
 from tests.models.helpers import build, info, load
 from tests.models.test_dismix_audio import arguments, tone
 from tests.models.test_dismix_ldm import SMALL
@@ -42,9 +40,9 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for split, shards in {"train": [2], "valid": [2], "test": [1, 2]}.items():
         write_dataset(folder, shards, split, sample)
-    tree = json.loads((folder / "manifest.json").read_text())
+    tree = unsealed((folder / MANIFEST).read_bytes())
     tree["info"] = info("dismix_ldm_demo")
-    (folder / "manifest.json").write_text(json.dumps(tree))
+    (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
 
 
