@@ -7,6 +7,7 @@ off, a process hung and was ended. It needs neither accounting nor any state but
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,11 +76,16 @@ def requeue(run: RunFolder, why: str, exit_code: int | None = None) -> bool:
         return False
     out = to_exclude(run.path.parent.parent, facts.get("Partition"), int(facts.get("NumNodes", "1").split("-")[0]))
     run.record("requeued", job_id=job, after_step=(run.steps() or [0])[-1], why=why, excluded_nodes=out)
-    if not _scontrol(run, job, "requeue", job):
-        return False
-    if out:  # SLURM takes this for a job that waits, and from here on it does
-        _scontrol(run, job, "update", f"JobId={job}", f"ExcNodeList={','.join(out)}")
-    return True
+    before = signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # the requeue ends this job, us among it; inherited by scontrol
+    try:
+        back = _scontrol(run, job, "requeue", job)
+        if back and out:  # SLURM takes this for a job that waits, and from here on it does
+            _scontrol(run, job, "update", f"JobId={job}", f"ExcNodeList={','.join(out)}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return back
 
 
 def _scontrol(run: RunFolder, job: str, *words: str) -> bool:

@@ -22,6 +22,8 @@ from pipeline.runs import RunFolder
 from pipeline.startup import StartUp
 from pipeline.world import World
 
+WRITTEN_DOWN = 5.0  # seconds for rank 0 to write down which node is bad: the first rank that exits ends all others
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -122,6 +124,8 @@ def pass_gate(run: RunFolder, place: Place, store: Any, nodes: tuple[str, ...]) 
             for node, why in bad.nodes.items():
                 exclude(run.path.parent.parent, node, why, run)
                 run.record("node_excluded", node=node, why=why)
+        else:
+            time.sleep(WRITTEN_DOWN)
         raise
     if world.rank == 0:
         spoken = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "TORCH_NCCL_", "GLOO_"))}
