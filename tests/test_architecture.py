@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("jobs", "pipeline", "models", "data_prep", "sync", "monitoring")
-SHARED_MODELS = {"models.blocks", "models.codecs", "models.features", "models.metrics"}
+SHARED_MODELS = {
+    f"models.{name}" for name in ("blocks", "codecs", "features", "metrics", "inputs", "showing", "windows")
+}
 LOGIN_NODE = [
     "jobs.launch",
     "jobs.slurm",

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
-from models.dismix.showing import mel_spec
+from models.dismix.notation import mel_spec
 from models.dismix.train_module import TrainModule
 from models.features import MelSpec, log_compress, mel
+from models.inputs import SILENT, held_out_sample, read_recording, rms
+from models.windows import overlap_add, window_starts
 from pipeline.errors import UserError
-from pipeline.manifest import read_manifest
-from pipeline.shards import DamagedSample, ShardReader, decode, members
 
 LEVEL = 0.1  # RMS of a mixture as it was prepared; a query has LEVEL / sqrt(number of sources)
-SILENT = 1e-4  # RMS that is not amplified further
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,8 @@ class Given:
         return self.blend_frames(log_mels.cpu() - levels)
 
     def blend_frames(self, windows: Tensor) -> Tensor:
-        """Anything of the windows (W, ..., T) -> of the whole (..., L), by triangular weights where they overlap."""
-        frames, windows = windows.shape[-1], windows.cpu()
-        weight = torch.minimum(torch.arange(1, frames + 1), torch.arange(frames, 0, -1)).float()
-        total = torch.zeros(*windows.shape[1:-1], self.mixture.shape[-1])
-        weights = torch.zeros(self.mixture.shape[-1])
-        for start, window in zip(self.starts, windows, strict=True):
-            total[..., start : start + frames] += weight * window
-            weights[start : start + frames] += weight
-        return total / weights
+        """Anything of the windows (W, ..., T) -> of the whole (..., L)."""
+        return overlap_add(windows.float().cpu(), self.starts, self.mixture.shape[-1])
 
 
 def given(module: TrainModule, args: argparse.Namespace, data_folder: Path, frames: int, least: int) -> Given:
@@ -75,54 +66,23 @@ def swapped(swaps: list[list[int]], sources: int, option: str) -> list[int]:
 
 def query(path: Path, spec: MelSpec, frames: int, sources: int) -> Tensor:
     """Log-mel (C, T) of the loudest T frames of a recording, at the level of one of ``sources`` sources."""
-    audio, length = read_audio(path, spec, frames), frames * spec.hop
+    audio, length = _recording(path, spec, frames), frames * spec.hop
     starts = range(0, len(audio) - length + 1, spec.hop)
-    crop = max((audio[s : s + length] for s in starts), key=_rms)
-    gain = LEVEL / sources**0.5 / max(_rms(crop), SILENT)
+    crop = max((audio[s : s + length] for s in starts), key=rms)
+    gain = LEVEL / sources**0.5 / max(rms(crop), SILENT)
     return log_compress(mel(torch.from_numpy(crop * gain), spec), spec)
 
 
-def read_audio(path: Path, spec: MelSpec, frames: int) -> np.ndarray:
-    """Mono float32 at the run's sample rate from any file libsndfile reads; UserError where there is nothing to use."""
-    import soxr
-
-    if not path.is_file():
-        raise UserError(f"{path} is not there.")
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path} is not audio that can be read ({error.error_string.rstrip('.')}); give a WAV or FLAC."
-        ) from None
-    mono = audio.mean(axis=1)
-    if rate != spec.sample_rate:
-        mono = soxr.resample(mono, rate, spec.sample_rate, quality="VHQ")
-    shortest = frames * spec.hop
-    if len(mono) < shortest:
-        seconds = len(mono) / spec.sample_rate
-        raise UserError(f"{path} lasts {seconds:.2f} s; at least {shortest / spec.sample_rate:.2f} s are needed.")
-    if not np.isfinite(mono).all() or _rms(mono) < SILENT:
-        raise UserError(f"{path} is silent or holds numbers that are no audio.")
-    return np.ascontiguousarray(mono, np.float32)
+def _recording(path: Path, spec: MelSpec, frames: int) -> np.ndarray:
+    """Mono float32 (n) at the run's sample rate, at least ``frames`` frames of it."""
+    return read_recording(path, spec.sample_rate, shortest=frames * spec.hop / spec.sample_rate)[0]
 
 
 def _sample(number: int, data_folder: Path, frames: int) -> Given:
     """Sample ``number`` of the held-out split, and the first frames of its queries."""
-    manifest = read_manifest(data_folder)
-    shards, total = manifest.split("test"), manifest.samples("test")
-    if not 0 <= number < total:
-        raise UserError(f"--sample {number}: the held-out split of {data_folder} has the samples 0..{total - 1}.")
-    row = number
-    for shard in shards:
-        if row < shard.samples:
-            break
-        row -= shard.samples
-    try:
-        sample = decode(members(ShardReader(data_folder, shard).read(row)))
-    except DamagedSample as error:
-        raise UserError(f"--sample {number}: {error}; prepare the data again.") from None
+    manifest, sample = held_out_sample(number, data_folder)
     mixture = torch.from_numpy(sample["mixture"])
-    starts = _starts(mixture.shape[-1], frames)
+    starts = window_starts(mixture.shape[-1], frames)
     windows = torch.stack([mixture[:, s : s + frames] for s in starts])
     names = [manifest.info["instruments"][i] for i in sample["instrument"]]
     queries = torch.from_numpy(sample["queries"][:, 0])[..., :frames]
@@ -135,21 +95,12 @@ def _own_files(args: argparse.Namespace, spec: MelSpec, frames: int, least: int)
         raise UserError(
             "your own audio takes a mixture and a recording of each instrument: --mix a.wav --query b.wav c.wav."
         )
-    audio = read_audio(args.mix, spec, frames)
+    audio = _recording(args.mix, spec, frames)
     magnitudes = mel(torch.from_numpy(audio), spec)
-    starts = _starts(magnitudes.shape[-1], frames)
+    starts = window_starts(magnitudes.shape[-1], frames)
     crops = [audio[s * spec.hop : (s + frames) * spec.hop] for s in starts]
-    gains = torch.tensor([LEVEL / max(_rms(crop), SILENT) for crop in crops])
+    gains = torch.tensor([LEVEL / max(rms(crop), SILENT) for crop in crops])
     windows = torch.stack([magnitudes[:, s : s + frames] for s in starts]) * gains[:, None, None]
     queries = torch.stack([query(path, spec, frames, len(args.query)) for path in args.query])
     names = [path.stem for path in args.query]
     return Given(log_compress(windows, spec), starts, gains, log_compress(magnitudes, spec), queries, names, audio)
-
-
-def _starts(count: int, frames: int) -> list[int]:
-    """First frames of windows that overlap by half and cover ``count`` frames to the last."""
-    return sorted({*range(0, count - frames + 1, max(1, frames // 2)), count - frames})
-
-
-def _rms(audio: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))

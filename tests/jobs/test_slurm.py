@@ -342,7 +342,9 @@ def test_a_grid_is_an_array_and_again_starts_only_what_is_missing(slurm, lab):
     assert again.returncode == 0 and "3 runs, 0 to start" in again.stderr, again.stderr
     slurm.run("scancel", jobs[1])
     deadline = time.monotonic() + 120
-    while any(job.live for job in slurm.jobs()):  # of a task cancelled before its start SLURM keeps no record to ask for
+    while any(
+        job.live for job in slurm.jobs()
+    ):  # of a task cancelled before its start SLURM keeps no record to ask for
         assert time.monotonic() < deadline, slurm.jobs()
         time.sleep(0.3)
     assert [(RunFolder(Path(f)).last_end() or {}).get("reason") for f in folders] == ["complete", None, "complete"]

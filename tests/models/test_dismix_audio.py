@@ -12,7 +12,7 @@ from models.dismix import inputs
 from models.dismix.evaluate import evaluate
 from models.dismix.generate import add_arguments, generate
 from models.dismix.judges import Recipe, rotation
-from models.dismix.showing import mel_spec, note_name
+from models.dismix.notation import mel_spec, note_name
 from models.dismix.simple import generate as generation
 from models.dismix.simple.judges import trained_judges
 from models.dismix.simple.showing import held
@@ -53,7 +53,7 @@ def module():
 
 @pytest.fixture(autouse=True)
 def few_griffin_lim_iterations(monkeypatch):
-    from models.dismix import showing
+    from models import showing
 
     monkeypatch.setattr(showing, "waveform", lambda mel, spec: waveform(mel, spec, iterations=2))
     from models.features import waveform

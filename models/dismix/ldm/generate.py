@@ -23,7 +23,8 @@ from models.dismix.ldm.model import Latents
 from models.dismix.ldm.rendering import CHUNK, codec_of, encode, render, to_mel
 from models.dismix.ldm.showing import write_rolls
 from models.dismix.ldm.training import LdmModule
-from models.dismix.showing import Panel, mel_spec, write_picture, write_wave
+from models.dismix.notation import mel_spec
+from models.showing import Panel, write_picture, write_wave
 from pipeline.errors import UserError
 from pipeline.rng import KeyedRandom
 

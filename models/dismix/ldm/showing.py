@@ -14,7 +14,8 @@ from torch import Tensor
 from models.dismix.ldm import data as facts
 from models.dismix.ldm.rendering import codec_of, encode, render, to_mel
 from models.dismix.ldm.training import LdmModule
-from models.dismix.showing import Panel, canvas, mel_spec, note_name, save, write_picture, write_wave
+from models.dismix.notation import mel_spec, note_name
+from models.showing import Panel, canvas, save, write_picture, write_wave
 from pipeline.train_module import Batch
 
 MARGIN = 3  # semitones around the outermost notes of a piano roll

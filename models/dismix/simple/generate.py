@@ -11,10 +11,11 @@ from torch import Tensor
 
 from models.dismix import inputs
 from models.dismix.inputs import Given
-from models.dismix.showing import Panel, mel_spec, note_name, write_audio, write_picture
+from models.dismix.notation import mel_spec, note_name
 from models.dismix.simple.showing import held
 from models.dismix.simple.training import SimpleModule
 from models.features import MelSpec
+from models.showing import Panel, write_audio, write_picture
 from pipeline.errors import UserError
 
 SHORT = 1.0  # seconds; what is shorter is also written held

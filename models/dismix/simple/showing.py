@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.dismix.showing import Panel, canvas, mel_spec, note_name, save, write_audio, write_picture
+from models.dismix.notation import mel_spec, note_name
 from models.features import MelSpec
+from models.showing import Panel, canvas, save, write_audio, write_picture
 
 if TYPE_CHECKING:
     from models.dismix.simple.training import SimpleModule

@@ -1,6 +1,6 @@
-"""What one looks at and listens to in both cases: rows of spectrograms, and audio files.
+"""What one looks at and listens to: rows of spectrograms or waveforms as pictures, and audio files.
 
-Shapes: C mel bands, T frames, n samples.
+Shapes: C mel bands, T frames, A audio channels, n samples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.features import MelSpec, waveform
 
 FADE = 0.02  # seconds at both ends of rendered audio
 DYNAMICS = 70  # decibels from the loudest point down that a picture shows
-NOTES = ("C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B")
+BINS = 2000  # columns that a waveform is drawn with: the lowest and the highest of each is shown
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,45 @@ class Panel:
     log_mel: Tensor
 
 
-def note_name(midi: int) -> str:
-    """60 -> C4."""
-    return f"{NOTES[midi % 12]}{midi // 12 - 1}"
-
-
-def mel_spec(info: dict[str, Any]) -> MelSpec:
-    """How the run's data computed its mels."""
-    mel = {k: v for k, v in info["mel"].items() if k != "compression"}
-    return MelSpec(sample_rate=info["sample_rate"], **mel)
-
-
 def write_audio(path: Path, log_mel: Tensor, spec: MelSpec) -> Path:
     """Griffin-Lim of a log-mel (C, T) as 16-bit WAV; see ``write_wave``."""
     return write_wave(path, waveform(log_mel.float().cpu(), spec), spec.sample_rate)
 
 
 def write_wave(path: Path, wave: Tensor, sample_rate: int) -> Path:
-    """A rendered waveform (n) as 16-bit WAV, faded at both ends, turned down where it would clip."""
+    """A rendered waveform (n) or (A, n) as 16-bit WAV, faded at both ends, turned down where it would clip."""
     audio = wave.float().cpu().numpy()
-    ramp = np.minimum(1, np.arange(len(audio)) / (FADE * sample_rate))
+    ramp = np.minimum(1, np.arange(audio.shape[-1]) / (FADE * sample_rate))
     audio = audio * ramp * ramp[::-1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, audio / max(1.0, float(np.abs(audio).max()) / 0.99), sample_rate, subtype="PCM_16")
+    audio = audio / max(1.0, float(np.abs(audio).max(initial=0.0)) / 0.99)
+    soundfile.write(path, audio.T, sample_rate, subtype="PCM_16")
     return path
+
+
+def write_waveforms(
+    path: Path, heading: str, rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], sample_rate: int
+) -> Path:
+    """Rows of waveforms on one scale: (label, [(title, (n) or (A, n))]); channels are drawn over each other."""
+    figure, axes = canvas(len(rows), max(len(waves) for _, waves in rows), height=1.4)
+    highest = max(float(wave.abs().max()) for _, waves in rows for _, wave in waves) or 1.0
+    for row, (label, waves) in enumerate(rows):
+        for column, (title, wave) in enumerate(waves):
+            axis = axes[row][column]
+            for channel in wave.reshape(-1, wave.shape[-1]).float().cpu().numpy():
+                pieces = np.array_split(channel, min(BINS, len(channel)))
+                seconds = np.linspace(0, len(channel) / sample_rate, len(pieces))
+                low, high = ([float(pick(piece)) for piece in pieces] for pick in (np.min, np.max))
+                axis.fill_between(seconds, low, high, linewidth=0.3, alpha=0.8)
+            axis.set(ylim=(-highest, highest), xlim=(0, wave.shape[-1] / sample_rate))
+            axis.set_title(title, fontsize=10)
+            axis.tick_params(labelsize=8, labelbottom=row == len(rows) - 1, labelleft=column == 0)
+            if row == len(rows) - 1:
+                axis.set_xlabel("s", fontsize=8)
+            if column == 0:
+                axis.set_ylabel(label, fontsize=10)
+    figure.suptitle(heading, fontsize=12)
+    return save(figure, path)
 
 
 def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[Panel]]], spec: MelSpec) -> Path:
@@ -82,6 +97,7 @@ def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[P
 
 
 def canvas(rows: int, columns: int, width: float = 2.6, height: float = 2.2) -> tuple[Any, Any]:
+    """A figure and its axes (rows, columns), inches for each; off any screen, closed with its last reference."""
     import matplotlib.figure  # late: nobody who only trains waits for it
 
     figure = matplotlib.figure.Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
@@ -107,6 +123,7 @@ def _slaney(hertz: float) -> float:
 
 
 def save(figure: Any, path: Path) -> Path:
+    """Write the picture, and the folders above it where they are missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
