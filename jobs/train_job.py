@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,28 @@ def run_attempt(run: RunFolder, place: Place, stop: StopFlag, startup: StartUp) 
             startup.mark("gate")
         took = run.last_took() if place.world.rank == 0 else {}
         attempt = Attempt(number, stop, Deadline(end, **took), startup, nodes)
-        reason = train(run, place.world, attempt)
+        reason = train_on(run, place.world, attempt)
         if place.slurm and reason in (Stop.WARNED, Stop.TERMINATED):
             reason = come_back(run, place.world, reason)
         return reason
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def train_on(run: RunFolder, world: World, attempt: Attempt) -> Stop:
+    """Train, and where that is rolled back, again as another attempt; ``trainer.rollback`` says how often."""
+    import gc
+
+    from pipeline.health import RolledBack
+
+    while True:
+        try:
+            return train(run, world, attempt)
+        except RolledBack:
+            number = run.claim_attempt() if world.rank == 0 else None
+            attempt = replace(attempt, number=number, startup=StartUp(time.time()))
+        gc.collect()  # the weights of before: there may be no room for both
 
 
 def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:

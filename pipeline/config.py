@@ -99,6 +99,16 @@ class DeepSpeed(Section):
     stage: Literal[1, 2, 3] = 2
 
 
+class Rollback(Section):
+    """What is done where loss or gradient are not finite, or the loss leaps: back to the last good checkpoint, past that data.
+
+    ``spike``: a loss so many robust deviations (1.4826 MAD) above the median of the last logged ones is a leap; None: none is.
+    """
+
+    times: int = Field(2, ge=0)  # in a run's life; then it stops and is not requeued
+    spike: float | None = Field(None, gt=0)
+
+
 class TrainerSection(Section):
     max_steps: int = Field(gt=0)
     precision: Literal["32", "bf16"] = "32"
@@ -116,6 +126,7 @@ class TrainerSection(Section):
     hang_seconds: float = Field(
         300, gt=0
     )  # no step for so long (and for 10 median steps) is a hang: stacks, end, requeue
+    rollback: Rollback = Rollback()
 
 
 class RunConfig(Section):
@@ -150,6 +161,7 @@ BUDGET_KEYS = (
     "sample_every",
     "keep",
     "hang_seconds",
+    "rollback",
 )
 HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("workers",)}
 

@@ -141,6 +141,15 @@ class Reporter:
         self.event("end", reason="failed", step=step, gained=step - self._start, message=message)
         self._journal.close()
 
+    def rolled_back(self, step: int, why: str, window: tuple[int, int]) -> None:
+        """End this attempt; ``window`` of positions is left out from now on."""
+        samples = f"samples {window[0]}..{window[1] - 1} of its order"
+        self.say(f"warning: {why} at step {step}; back to the last good checkpoint, and past the {samples}")
+        self._progress.close()
+        self._beat(step, "rolled_back")
+        self.event("rolled_back", step=step, message=why, skip=list(window))
+        self._journal.close()
+
     def _restart_clock(self) -> None:
         """Validation and saving are not part of the step rate."""
         self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()

@@ -8,11 +8,11 @@ import psutil
 
 
 class StartUp:
-    """Call ``mark`` when a part is over; the first part begins when the process was born."""
+    """Call ``mark`` when a part is over; the first part begins at ``since`` (Unix time), or when the process was born."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float | None = None) -> None:
         self.parts: dict[str, float] = {}
-        self._last = psutil.Process().create_time()
+        self._last = psutil.Process().create_time() if since is None else since
 
     def mark(self, part: str) -> None:
         now = time.time()

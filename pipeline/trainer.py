@@ -6,7 +6,6 @@ anywhere goes on from its last checkpoint with the same data, the same noise, an
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
+from pipeline import health
 from pipeline.attempt import Attempt
 from pipeline.config import RunConfig
 from pipeline.control import Stop
@@ -42,6 +42,7 @@ class Progress:
     step: int = 0
     data: dict[str, Any] = field(default_factory=dict)  # the loader's state after the last trained step
     validation_loss: float | None = None
+    losses: list[float] = field(default_factory=list)  # the last logged ones, where a leap would be looked for
 
 
 class Trainer:
@@ -66,13 +67,15 @@ class Trainer:
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
 
-        Raises RunFailed where the loss or, under DeepSpeed, the gradient is not finite any more.
+        Raises RolledBack where loss or gradient are not finite any more or the loss leaps (``trainer.rollback``): another attempt is to
+        go on from the last good checkpoint. Raises RunFailed where that has been tried often enough.
         """
         stored = self._restore()
         self.attempt.startup.mark("restore")
         engine, optimizers = self.state.begin(stored)
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
+        self._sound = loader.state_after(0)["position"]
         batches = iter(loader)
         if self.reporter:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
@@ -92,21 +95,22 @@ class Trainer:
                 try:
                     logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
-                    self._fail(step, str(error))
+                    self._roll_back(step, str(error), loader.state_after(step - start)["position"])
                 self.state.update_average(step)
                 self.at.step = step
                 self.watchdog.stepped(step)
                 if self.reporter:
                     self.reporter.step_done(step, waited)
-                if step % section.log_every == 0 or step == section.max_steps:
-                    self._log(step, logged, rate, loader)
                 agreed = Stop(self.agreement.result())
                 last = step == section.max_steps
+                saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
+                if saving or step % section.log_every == 0:
+                    self._look(step, logged, rate, loader, start)
                 if step % section.validate_every == 0 or last:
                     self._validate(step)
                 if section.sample_every and (step % section.sample_every == 0 or last):
                     self._sample(step)
-                if agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last:
+                if saving:
                     self.at.data = loader.state_after(step - start)
                     self._save()
         complete = self.at.step >= section.max_steps
@@ -131,7 +135,8 @@ class Trainer:
         if step == 0:
             return None
         stored = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
-        self.at = Progress(stored.step, stored.state["data"], stored.state["validation_loss"])
+        facts = stored.state
+        self.at = Progress(stored.step, facts["data"], facts["validation_loss"], facts.get("losses", []))
         return stored
 
     def _save(self) -> None:
@@ -176,7 +181,7 @@ class Trainer:
             seed=self.config.seed,
             workers=self.config.data.workers,
             position=self.at.data.get("position", 0),
-            skip=self.at.data.get("skip", ()),
+            skip=[*self.at.data.get("skip", ()), *self._given_up()],
             pin_memory=self.fabric.device.type == "cuda",
         )
         if self.at.data:
@@ -187,25 +192,46 @@ class Trainer:
         limit, size = self.config.trainer.validate_batches, self.config.data.batch_size
         return Evaluation(self.manifest, "valid", batch_size=size, rank=rank, world_size=self.world.size, limit=limit)
 
-    def _log(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader) -> None:
-        """Journal the mean over ranks; every rank sees the same values, so all of them stop where the loss is not finite."""
+    def _look(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader, start: int) -> None:
+        """Means over ranks, journalled where they are due. Every rank sees the same values, so where they are bad all go back."""
         names = sorted(logged)
         means = (
             self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu())
             / self.world.size
         )
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
-        self._tell_faults(step, loader.faults())
-        if self.reporter:
-            self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
-        if not math.isfinite(values["train/loss"]):
-            self._fail(step, f"the loss is {values['train/loss']}")
+        section = self.config.trainer
+        due = step % section.log_every == 0
+        if due or step == section.max_steps:
+            self._tell_faults(step, loader.faults())
+            if self.reporter:
+                self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
+        position = loader.state_after(step - start)["position"]
+        if wrong := health.trouble(values, self.at.losses, section.rollback):
+            self._roll_back(step, wrong, position)
+        self._sound = position
+        if due and section.rollback.spike is not None:
+            self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
 
-    def _fail(self, step: int, what: str) -> NoReturn:
-        message = f"{what} at step {step}; lower optimizer.lr or set trainer.grad_clip, then resume"
+    def _roll_back(self, step: int, what: str, position: int) -> NoReturn:
+        """End this attempt at a step that went wrong; the positions from the last sound step to ``position`` are given up."""
+        before = len(self._given_up())
+        if before >= self.config.trainer.rollback.times:
+            after = f" again, after {before} rollback(s)" if before else ""
+            message = f"{what} at step {step}{after}; lower optimizer.lr or set trainer.grad_clip, then resume"
+            if self.reporter:
+                self.reporter.failed(step, message)
+            raise RunFailed(f"{self.run.name}: {message}.")
         if self.reporter:
-            self.reporter.failed(step, message)
-        raise RunFailed(f"{self.run.name}: {message}.")
+            self.reporter.rolled_back(step, what, (self._sound, position))
+        raise health.RolledBack(what)
+
+    def _given_up(self) -> list[health.Window]:
+        """Rank 0 reads the run's history, the others follow."""
+        windows = health.given_up(self.run) if self.reporter else []
+        count = self.agreement.maximum(len(windows))
+        ends = torch.tensor(windows or [(0, 0)] * count, dtype=torch.float64)  # exact to 2^53
+        return [(int(begin), int(end)) for begin, end in self.agreement.total(ends)] if count else []
 
     def _tell_faults(self, step: int, faults: list[str]) -> None:
         """Each rank names the damaged samples that it met, in the run's history and to whoever looks."""

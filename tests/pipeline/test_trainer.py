@@ -19,6 +19,7 @@ from pipeline.deadline import Deadline
 from pipeline.distributed import make_fabric
 from pipeline.ema import Ema
 from pipeline.errors import RunFailed
+from pipeline.health import RolledBack
 from pipeline.journal import read_journals
 from pipeline.rng import KeyedRandom, seed_step
 from pipeline.runs import RunFolder
@@ -32,9 +33,10 @@ from tests.pipeline.shard_factory import write_dataset
 class Line(TrainModule):
     """y = 2 x with keyed noise and dropout, so that every source of randomness takes part."""
 
-    def __init__(self, config, data, poison: int = 0):
+    def __init__(self, config, data, poison: int = 0, bad: dict[int, float] | None = None):
         super().__init__(config, data)
         self.layer, self.poison = nn.Linear(15, 1), poison
+        self.bad, self.seen = bad or {}, []  # positions whose loss is multiplied by something; all positions trained on
 
     def _error(self, x, target):
         return (self.layer(x.flatten(1)).squeeze(1) - target).square().mean()
@@ -43,6 +45,9 @@ class Line(TrainModule):
         noise = self.random.normal("line", batch["position"], (15,))
         x = nn.functional.dropout(batch["mel"].flatten(1) + 0.01 * noise, 0.1)
         loss = self._error(x, batch["id"].float() / 50)
+        self.seen += batch["position"].tolist()
+        for position in batch["position"].tolist():
+            loss = loss * self.bad.get(position, 1.0)
         return {"loss": loss * math.nan if step == self.poison else loss}
 
     def validation_step(self, batch, step):
@@ -61,7 +66,7 @@ def lab(tmp_path):
     manifest = write_dataset(tmp_path / "data", [23, 14])
     manifest = write_dataset(tmp_path / "data", [7], split="valid")
 
-    def train(name: str = "a", poison: int = 0, kind: type[Line] = Line, deadline=None, **trainer):
+    def train(name: str = "a", poison: int = 0, kind: type[Line] = Line, deadline=None, bad=None, **trainer):
         tree = {
             "model": {"system": "line"},
             "data": {"recipe": "toy", "batch_size": 4},
@@ -80,7 +85,7 @@ def lab(tmp_path):
         run = RunFolder(tmp_path / name / "00000000")
         run.create()
         torch.manual_seed(0)
-        module, world, stop = kind(config, {}, poison), World(), StopFlag()
+        module, world, stop = kind(config, {}, poison, bad), World(), StopFlag()
         fabric = make_fabric(config.trainer, world)
         trainer_ = Trainer(
             run, config, module, manifest, fabric, world, Attempt(run.claim_attempt(), stop, deadline or Deadline(None))
@@ -135,11 +140,64 @@ def test_validation_is_the_mean_over_every_sample_with_the_averaged_weights(lab)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence_and_saves_nothing_of_it(lab):
-    run, trainer = lab(poison=7)
+    run, trainer = lab(poison=7, rollback={"times": 0})
     with pytest.raises(RunFailed, match=r"the loss is nan at step 7; lower optimizer\.lr"):
         trainer.fit()
     assert checkpoint.steps(run.checkpoints) == [5]
     assert run.last_end()["reason"] == "failed" and "nan" in run.last_end()["message"]
+
+
+def test_bad_data_is_left_behind_by_a_rollback_and_never_seen_again(lab):
+    """Position 33 is in step 9, of positions 32..35; the last checkpoint is of step 5, which ended before position 20."""
+    whole, trainer = lab("whole")
+    trainer.fit()
+    run, trainer = lab("a", bad={33: math.nan})
+    with pytest.raises(RolledBack, match="the loss is nan"):
+        trainer.fit()
+    (event,) = [e for e in run.history() if e["event"] == "rolled_back"]
+    assert event["skip"] == [32, 36] and event["step"] == 9 and checkpoint.steps(run.checkpoints) == [5]
+    run, trainer = lab("a", bad={33: math.nan}, max_steps=12)  # as after a kill: the history alone tells
+    assert trainer.fit() is Stop.NO
+    run, trainer = lab("a", bad={33: math.nan})
+    assert (
+        trainer.fit() is Stop.NO and 36 not in trainer.module.seen and not {32, 33, 34, 35} & set(trainer.module.seen)
+    )
+    assert checkpoint.load(run.checkpoints / checkpoint.folder_name(20)).state["data"]["skip"] == [[32, 36]]
+    mine, theirs = losses(run), losses(whole)
+    assert [s for s in range(1, 21) if mine[s] == theirs[s]] == list(range(1, 9)), "exact up to what was given up"
+
+
+def test_a_rollback_before_the_first_checkpoint_begins_anew(lab):
+    run, trainer = lab("a", bad={1: math.inf}, log_every=10, save_every=5)
+    with pytest.raises(RolledBack):
+        trainer.fit()
+    assert checkpoint.steps(run.checkpoints) == [], "looked at before it was saved, though nothing was due to be logged"
+    run, trainer = lab("a", bad={1: math.inf})
+    assert trainer.fit() is Stop.NO and trainer.module.seen[0] == 20
+
+
+def test_after_two_rollbacks_it_stops(lab):
+    for _ in range(2):
+        run, trainer = lab(poison=7)
+        with pytest.raises(RolledBack):
+            trainer.fit()
+    run, trainer = lab(poison=7)
+    with pytest.raises(RunFailed, match=r"the loss is nan at step 7 again, after 2 rollback\(s\)"):
+        trainer.fit()
+    assert run.last_end()["reason"] == "failed"
+
+
+def test_a_leap_of_the_loss_is_rolled_back_where_that_is_asked_for(lab):
+    _, trainer = lab("quiet", bad={161: 1e4}, max_steps=45)
+    assert trainer.fit() is Stop.NO, "by default a finite loss is taken as it is"
+    run, trainer = lab("a", bad={161: 1e4}, max_steps=45, rollback={"spike": 50.0})
+    with pytest.raises(RolledBack, match="the loss leapt to"):
+        trainer.fit()
+    run, trainer = lab("a", bad={161: 1e4}, max_steps=45, rollback={"spike": 50.0})
+    assert len(trainer.at.losses) == 0
+    assert trainer.fit() is Stop.NO and len(trainer.at.losses) == 45
+    (event,) = [e for e in run.history() if e["event"] == "rolled_back"]
+    assert event["skip"] == [160, 164] and 161 not in trainer.module.seen
 
 
 def test_a_flag_stops_at_the_step_saved(lab):
@@ -223,13 +281,15 @@ def test_keyed_draws_depend_on_position_and_stream_only():
 def test_three_ranks_in_two_attempts_end_with_the_bits_of_one(tmp_path):
     """From three ranks on the order of a sum matters, and DDP chooses its buckets anew in every attempt."""
     write_dataset(tmp_path / "data", [40])
-    runs = [RunFolder(tmp_path / name) for name in ("whole", "pieces")]
+    runs = [RunFolder(tmp_path / name) for name in ("whole", "pieces", "harmed")]
     for run in runs:
         run.create()
     words = [sys.executable, "-m", "tests.pipeline.three_ranks", str(tmp_path)]
     ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT) for rank in range(3)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
     assert final(runs[0], 8) == final(runs[1], 8)
+    harmed = checkpoint.load(runs[2].checkpoints / checkpoint.folder_name(8))
+    assert harmed.state["data"]["skip"] == [[0, 72]], "no step before the last was looked at"
 
 
 def test_the_deadline_stops_it_in_time_for_a_slow_save(lab):
