@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from data_prep.prepare import DATASETS
 from models import registry
-from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
+from pipeline.config import RunConfig, apply_overrides, merged, parse_config, read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.manifest import Manifest, read_manifest
 
@@ -27,7 +28,18 @@ def load_named(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         names = config_names()
         raise UserError(f"no config '{name}' in configs/.{nearest(name, names)} There are: {', '.join(names)}.")
-    return parse_tree(apply_overrides(read_yaml(path), overrides), f"configs/{name}.yaml")
+    return parse_tree(apply_overrides(_with_base(path), overrides), f"configs/{name}.yaml")
+
+
+def _with_base(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a file holds on top of the config that its ``base`` names: sections are merged, everything else is replaced."""
+    tree = read_yaml(path)
+    if "base" not in tree:
+        return tree
+    base = tree.pop("base")
+    if base == path.stem or base in above or not (CONFIGS / f"{base}.yaml").is_file():
+        raise UserError(f"{path}: 'base' names another config, not '{base}'. There are: {', '.join(config_names())}.")
+    return merged(_with_base(CONFIGS / f"{base}.yaml", (*above, path.stem)), tree)
 
 
 def load_frozen(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -43,6 +55,13 @@ def parse_tree(tree: dict[str, Any], where: str) -> RunConfig:
             f"{where}: 'model.system' is missing; it names a folder in models/: {', '.join(registry.systems())}."
         )
     return parse_config(tree, registry.model_config_class(system), where)
+
+
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the parts of a run lie and what it runs on: the same for all that use a trained run."""
+    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    parser.add_argument("--data", metavar="DIR", help="data root; default: where the run was trained")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
 
 def runs_root(given: str | None) -> Path:

@@ -99,7 +99,7 @@ def fixed_sizes(module: TrainModule, config: RunConfig) -> dict[str, int]:
 
 
 def _build(config: RunConfig, folder: Path | None) -> TrainModule:
-    kind = registry.part(config.model.system, "train_module").TrainModule
+    kind = registry.part(config.model, "train_module").TrainModule
     return kind(config, read_manifest(folder).info if folder else kind.typical_data(config))
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.configs import runs_root
+from jobs.configs import add_place_arguments, runs_root
 from pipeline.errors import run_command
 from pipeline.files import write_json
 from pipeline.runs import find_run
@@ -18,20 +18,19 @@ def main() -> int:
         "run", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)"
     )
     parser.add_argument("--out", metavar="DIR", help="where pictures and details go; default: the run's figures/")
-    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    add_place_arguments(parser)
     args = parser.parse_args()
     run = find_run(args.run, runs_root(args.runs))
 
     from jobs.trained import load_trained
     from models import registry
 
-    trained = load_trained(run)
+    trained = load_trained(run, args.data, args.device)
+    data = trained.require_data()
     out = Path(args.out) if args.out else run.figures
     out.mkdir(parents=True, exist_ok=True)
-    figures = registry.part(trained.config.model.system, "evaluate").evaluate(
-        trained.module, trained.manifest.folder, out
-    )
-    write_json(run.evaluation_file, {"step": trained.step, "data": trained.manifest.identity, "figures": figures})
+    figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
+    write_json(run.evaluation_file, {"step": trained.step, "data": trained.data["identity"], "figures": figures})
     show(figures)
     print(f"written to {run.evaluation_file}", file=sys.stderr)
     print(run.evaluation_file)

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.configs import load_frozen, runs_root
+from jobs.configs import add_place_arguments, load_frozen, runs_root
 from pipeline.errors import UserError, run_command
 from pipeline.runs import find_run
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/"
     )
-    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    add_place_arguments(parser)
     common, rest = parser.parse_known_args()
     if common.run is None:
         parser.print_help(sys.stderr)
@@ -33,7 +33,7 @@ def main() -> int:
 
     from models import registry
 
-    system = registry.part(load_frozen(run.config_file).model.system, "generate")
+    system = registry.part(load_frozen(run.config_file).model, "generate")
     full = argparse.ArgumentParser(
         prog=f"python jobs/generate.py {common.run}", parents=[parser], description=system.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,10 +43,10 @@ def main() -> int:
 
     from jobs.trained import load_trained
 
-    trained = load_trained(run)
+    trained = load_trained(run, args.data, args.device)
     out = Path(common.out) if common.out else run.samples / "generated"
     out.mkdir(parents=True, exist_ok=True)
-    for path in system.generate(trained.module, args, trained.manifest.folder, out):
+    for path in system.generate(trained.module, args, trained.data_folder, out):
         print(path)
     return 0
 

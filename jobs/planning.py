@@ -5,6 +5,7 @@ Nothing is written before ``prepare_folder``.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -87,16 +88,22 @@ def plan_named(
 
 
 def resolve_start(config: RunConfig, runs: Path, previous: RunFolder | None) -> RunConfig:
-    """``init_from`` as the name of a run (``cd4mt/1f3a9c2e``), so that the frozen config says exactly which, and no host's path."""
-    if config.init_from is None:
-        return config
-    if config.init_from == "previous":
-        if previous is None:
+    """Other runs by their names (``cd4mt/1f3a9c2e``), so that the frozen config says exactly which, and no host's path."""
+    names = {}
+    for what, text in other_runs(config).items():
+        if text == "previous" and previous is None:
             raise UserError(
-                "init_from: previous stands for the run before in a chain (--then); here there is none: name a run."
+                f"{what}: previous stands for the run before in a chain (--then); here there is none: name a run."
             )
-        return config.model_copy(update={"init_from": previous.name})
-    return config.model_copy(update={"init_from": find_run(config.init_from, runs).name})
+        names[what] = previous.name if text == "previous" and previous else find_run(text, runs).name
+    start = names.pop("init_from", None)
+    return config.model_copy(update={"init_from": start, "model": config.model.model_copy(update=names)})
+
+
+def other_runs(config: RunConfig) -> dict[str, str]:
+    """What a config needs of other runs: "init_from" and its model's own fields, as they are named."""
+    wanted = {"init_from": config.init_from} | {name: getattr(config.model, name) for name in type(config.model).runs}
+    return {what: text for what, text in wanted.items() if text is not None}
 
 
 def plan_resume(text: str, overrides: list[str], where: Where) -> Plan:
@@ -126,12 +133,12 @@ def merge_budget(frozen: RunConfig, asked: RunConfig) -> RunConfig:
 def refuse_other_run(run: RunFolder, old: RunConfig, new: RunConfig) -> None:
     """A run may change its loss weights, learning rate, schedules and budget; another architecture or other data is another run."""
     changed = differences(old, new)
-    live = {f"model.{name}" for name in type(new.model).live} | {"data.workers"}
-    fixed = {"optimizer.name"}
+    live = [f"model.{name}" for name in type(new.model).live] + ["data.workers"]
     refused = {
         k: v
         for k, v in changed.items()
-        if k not in live and (k in fixed or not k.startswith(("trainer.", "optimizer.")))
+        if not any(k == name or k.startswith(f"{name}.") for name in live)
+        and (re.fullmatch(r"optimizer(\.also\.\w+)?\.name", k) or not k.startswith(("trainer.", "optimizer.")))
     }
     if refused:
         shown = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
@@ -170,6 +177,9 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
     where = plan.where
     host = {"data": str(plan.manifest.folder), "cluster": where.cluster_name, "nodes": where.nodes, "gpus": where.width}
     write_json(run.launch_file, host)
+    data = plan.manifest
+    facts = {"identity": data.identity, "recipe": data.recipe, "codec": data.codec, "info": data.info}
+    write_json(run.data_file, facts)
 
 
 def rewind(run: RunFolder, step: int) -> None:

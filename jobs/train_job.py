@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
@@ -21,6 +21,10 @@ from pipeline.errors import RunFailed, run_command
 from pipeline.runs import RunFolder
 from pipeline.startup import StartUp
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.train_module import TrainModule
 
 WRITTEN_DOWN = 5.0  # seconds for rank 0 to write down which node is bad: the first rank that exits ends all others
 
@@ -106,11 +110,25 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     manifest = read_manifest(Path(read_json(run.launch_file)["data"]))
     fabric = make_fabric(config.trainer, world)
     torch.manual_seed(rng.key(config.seed, "initial weights"))
-    module = registry.part(config.model.system, "train_module").TrainModule(config, manifest.info)
-    if config.init_from and not checkpoint.steps(run.checkpoints):
-        checkpoint.load_weights(module, run.path.parent.parent / config.init_from)
+    module = registry.part(config.model, "train_module").TrainModule(config, manifest.info)
+    if not checkpoint.steps(run.checkpoints):
+        start_from_others(run, config, module, attempt)
     attempt.startup.mark("model")
     return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
+
+
+def start_from_others(run: RunFolder, config: RunConfig, module: TrainModule, attempt: Attempt) -> None:
+    """Begin with the weights of the runs that the config names, and note of which step they are."""
+    from jobs.planning import other_runs
+    from pipeline import checkpoint
+
+    others = {what: run.path.parent.parent / name for what, name in other_runs(config).items()}
+    if others:
+        steps = checkpoint.start(module, others)
+        if attempt.number is not None:
+            run.record(
+                "started_from", runs={what: {"run": other_runs(config)[what], "step": s} for what, s in steps.items()}
+            )
 
 
 def surroundings(run: RunFolder, place: Place) -> tuple[tuple[str, ...], float | None]:

@@ -12,11 +12,12 @@ Shape legend: B bands, L frames, n samples; leading dimensions are free.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import torch
+
+from models.blocks.precision import full_precision, kept_for_all
 
 PHASE_SEED = 20240810  # Griffin-Lim starts from fixed random phases: the same mel gives the same waveform
 MOMENTUM = 0.99  # of fast Griffin-Lim (Perraudin et al. 2013)
@@ -74,6 +75,7 @@ CQT_CHUNK = 8192  # frames computed at a time; bounds the memory of a long recor
 CQT_BAND = 32  # a wavelet's spectrum is kept up to this many bins of its own length from its centre: -97 dB
 
 
+@full_precision
 def log_mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Tensor:
     """(..., n) waveform, full scale 1 -> (..., B, L) log-mel of the waveform's dtype.
 
@@ -88,6 +90,7 @@ def log_compress(magnitudes: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     return magnitudes.clamp(min=spec.floor).log()
 
 
+@full_precision
 def mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Tensor:
     """(..., n) -> (..., B, L) mel magnitudes; framing as in ``log_mel``. Scales with the waveform: mel(g x) = g mel(x)."""
     if not context:
@@ -101,6 +104,7 @@ def mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Te
     return (magnitudes @ _filters(spec, wave.dtype, wave.device)).transpose(-1, -2)
 
 
+@full_precision
 def waveform(log_mels: torch.Tensor, spec: MelSpec, iterations: int = 64) -> torch.Tensor:
     """(..., B, L) log-mel -> (..., L * hop) waveform by fast Griffin-Lim, its phases started from a fixed seed.
 
@@ -132,6 +136,7 @@ def log_cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     return torch.stack([magnitude.clamp(min=spec.floor).log(), phase], dim=-3)
 
 
+@full_precision
 def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     """(..., n) waveform at ``spec.sample_rate`` -> complex (..., B, L), L = 1 + n // hop.
 
@@ -163,7 +168,7 @@ def _cqt_piece(wave: torch.Tensor, spec: CqtSpec) -> torch.Tensor:
     return torch.fft.ifft(torch.stack(bins, dim=1)) / spec.hop
 
 
-@functools.lru_cache(maxsize=4)
+@kept_for_all
 def _wavelets(spec: CqtSpec, folded: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, torch.Tensor]]:
     """For each bin the conjugate spectrum of its wavelet over ``folded * hop`` samples, around its centre: first index, values.
 
@@ -214,12 +219,12 @@ def _unmel(magnitudes: torch.Tensor, spec: MelSpec, steps: int = 100) -> torch.T
     return estimate
 
 
-@functools.cache
+@kept_for_all
 def _hann(spec: MelSpec, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.hann_window(spec.window, dtype=dtype, device=device)
 
 
-@functools.cache
+@kept_for_all
 def _filters(spec: MelSpec, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Slaney filter bank of unit area, (window // 2 + 1, B)."""
     from torchaudio.functional import melscale_fbanks  # late: only who computes a mel needs torchaudio

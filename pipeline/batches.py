@@ -20,6 +20,7 @@ from pipeline.shards import DamagedSample
 Batch = dict[str, torch.Tensor]  # as in ``train_module``
 Arrays = dict[str, np.ndarray]  # by name, (rows, ...)
 ALIGNMENT = 64  # bytes; a cache line
+OTHER = "other_"  # before the names of a partner's fields
 
 
 class Positions:
@@ -86,10 +87,16 @@ Item = tuple[Batch, Report]
 
 
 class BatchReader:
-    """Reads this rank's share of any batch. Not for several threads at once."""
+    """Reads this rank's share of any batch. Not for several threads at once.
 
-    def __init__(self, manifest: Manifest, split: str, order: Order, positions: Positions) -> None:
+    ``partners`` is the order of the samples that stand beside those of ``order``, where there are any.
+    """
+
+    def __init__(
+        self, manifest: Manifest, split: str, order: Order, positions: Positions, partners: Order | None = None
+    ) -> None:
         self.manifest, self.split, self.order, self.positions = manifest, split, order, positions
+        self.partners = partners
         self.samples = SplitReader(manifest, split)
 
     def close(self) -> None:
@@ -99,26 +106,34 @@ class BatchReader:
     def signature(self) -> Signature:
         """Names, dtypes and shapes of a sample's arrays; RunFailed where no sample is intact."""
         try:
-            return self.samples.signature
+            own = self.samples.signature
         except DamagedSample as error:
             raise RunFailed(self._nothing_intact(str(error))) from error
+        return own if self.partners is None else own | {f"{OTHER}{name}": kind for name, kind in own.items()}
 
     def read(self, batch: int, into: Arrays) -> Report:
         """Fill the first rows of ``into`` with batch ``batch``; what is damaged is replaced and told."""
-        ids = self.order.ids(self.positions.of_batch(batch))
-        places = {name: array.reshape(len(array), -1).view(np.uint8) for name, array in into.items()}
+        positions, own = self.positions.of_batch(batch), into
         faults: list[Fault] = []
+        try:
+            if self.partners is not None:
+                own = {name: array for name, array in into.items() if not name.startswith(OTHER)}
+                others = {name: into[f"{OTHER}{name}"] for name in own}
+                self._read(self.partners.ids(positions), others, faults)
+            self._read(self.order.ids(positions), own, faults)
+        except RunFailed as error:
+            return Report(faults, str(error))
+        return Report(faults)
+
+    def _read(self, ids: np.ndarray, into: Arrays, faults: list[Fault]) -> None:
+        places = {name: array.reshape(len(array), -1).view(np.uint8) for name, array in into.items()}
         later = []
         for i in np.argsort(ids, kind="stable").tolist():  # as they lie on disk
             rows = {name: place[i] for name, place in places.items()}
             if not self.samples.fill_if_cached(int(ids[i]), rows):
                 later.append((int(ids[i]), rows))
-        try:
-            for number, rows in later:
-                self._fill(number, rows, faults)
-        except RunFailed as error:
-            return Report(faults, str(error))
-        return Report(faults)
+        for number, rows in later:
+            self._fill(number, rows, faults)
 
     def _fill(self, number: int, rows: Arrays, faults: list[Fault]) -> None:
         try:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from pipeline.config import Keep
 from pipeline.errors import UserError
 from pipeline.files import fsync_folder, hash_file, read_json
+from pipeline.train_module import TrainModule
 
 FOLDER = re.compile(r"step_(\d{9})")
 TEMPORARY = ".writing_"
@@ -283,7 +284,7 @@ def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tens
 
 
 def load_weights(module: nn.Module, run: Path) -> int:
-    """Start ``module`` from the newest good checkpoint of another run (its averaged weights where it has them); returns the step.
+    """Give ``module`` the weights of a run's newest good checkpoint (averaged ones where it has them); returns the step.
 
     Raises UserError where that run has no checkpoint or is of another architecture.
     """
@@ -293,3 +294,17 @@ def load_weights(module: nn.Module, run: Path) -> int:
     except RuntimeError as error:
         raise UserError(f"the weights of {run} do not fit this config: {' '.join(str(error).split())}") from None
     return step
+
+
+def start(module: TrainModule, runs: Mapping[str, Path]) -> dict[str, int]:
+    """Begin ``module`` with the weights of other runs, see ``TrainModule.start_from``; the step of each.
+
+    Raises UserError where one has no checkpoint or does not fit.
+    """
+    found = {what: trained_weights(run) for what, run in runs.items()}
+    try:
+        module.start_from({what: weights for what, (weights, _) in found.items()})
+    except (RuntimeError, KeyError) as error:
+        names = ", ".join(str(run) for run in runs.values())
+        raise UserError(f"the weights of {names} do not fit this config: {' '.join(str(error).split())}") from None
+    return {what: step for what, (_, step) in found.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,15 +31,21 @@ class ModelSection(Section):
     """The ``model:`` section that every system's own ``ModelConfig`` extends.
 
     ``system`` is the name of a folder in ``models/``. ``live`` names the fields that a run may change while it goes on
-    (``--resume RUN --set``): loss weights and the like, never what shapes the network.
+    (``--resume RUN --set``): loss weights and the like, whole sections of them too, never what shapes the network. ``optimizers`` are the
+    names that ``TrainModule.configure_optimizers`` gives them: a GAN has two. ``runs`` names the fields that hold other runs whose
+    weights are needed (a reward model, a teacher), beside ``init_from``.
     """
 
     live: ClassVar[tuple[str, ...]] = ()
-    optimizers: ClassVar[tuple[str, ...]] = (
-        "main",
-    )  # as ``TrainModule.configure_optimizers`` names them; a GAN has two
+    optimizers: ClassVar[tuple[str, ...]] = ("main",)
+    runs: ClassVar[tuple[str, ...]] = ()
 
     system: str
+
+    @property
+    def part_folder(self) -> str:
+        """Where train module, generation and evaluation lie below ``models/``: ``dismix``; ``cqtml/reward`` of several kinds."""
+        return self.system
 
 
 class Schedule(Section):
@@ -60,7 +67,32 @@ class Schedule(Section):
         return self
 
 
-class OptimizerSection(Section):
+class Ramp(Section):
+    """A value that goes from ``first`` to ``last`` between the steps ``begin`` and ``end``: loss weights, noise, the onset of a GAN."""
+
+    first: float
+    last: float
+    begin: int = Field(0, ge=0)
+    end: int = Field(ge=0)
+    shape: Literal["linear", "cosine"] = "linear"
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Ramp:
+        if self.end < self.begin:
+            raise ValueError("a ramp needs an end that is not before its begin")
+        return self
+
+    def at(self, step: int) -> float:
+        """A pure function of the step, so nothing is carried over a restart."""
+        if step >= self.end:
+            return self.last
+        done = max(0.0, (step - self.begin) / (self.end - self.begin))
+        if self.shape == "cosine":
+            done = 0.5 - 0.5 * math.cos(math.pi * done)
+        return self.first + (self.last - self.first) * done
+
+
+class OptimizerChoice(Section):
     name: Literal["adam", "adamw", "radam"] = "adamw"
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -69,12 +101,28 @@ class OptimizerSection(Section):
     schedule: Schedule = Schedule()
 
 
+class SecondOptimizer(OptimizerChoice):
+    """Of a module that trains with several; the first one's gradients are clipped to ``trainer.grad_clip``, this one's to its own."""
+
+    grad_clip: float | None = Field(None, gt=0)
+
+
+class OptimizerSection(OptimizerChoice):
+    """The first of ``ModelSection.optimizers``; ``also`` holds the others by name."""
+
+    also: dict[str, SecondOptimizer] = {}
+
+
 class DataSection(Section):
-    """``batch_size`` is global: the sum over all ranks and accumulation steps."""
+    """``batch_size`` is global: the sum over all ranks and accumulation steps.
+
+    ``partner``: with every sample comes another of the same split, drawn independently; its fields are called ``other_...``.
+    """
 
     recipe: str
     codec: str | None = None
     batch_size: int = Field(gt=0)
+    partner: bool = False
     workers: int = Field(0, ge=0)
 
     @property
@@ -147,6 +195,23 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _every_optimizer_is_described(self) -> RunConfig:
+        _, *others = type(self.model).optimizers
+        if set(others) != set(self.optimizer.also):
+            wanted = ", ".join(others) or "none"
+            raise ValueError(
+                f"optimizer.also describes the optimizers beside the first; {self.model.system} has: {wanted}"
+            )
+        return self
+
+    def optimizer_of(self, name: str) -> tuple[OptimizerChoice, float | None]:
+        """What the config says of the optimizer ``name``, and to what norm its gradients are clipped."""
+        if name == type(self.model).optimizers[0]:
+            return self.optimizer, self.trainer.grad_clip
+        second = self.optimizer.also[name]
+        return second, second.grad_clip
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -167,13 +232,16 @@ HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("work
 
 
 def identity_of(config: RunConfig, data_identity: str) -> str:
-    """The 8 hex digits that name a run: sha256 over the canonical JSON of config and data, budget and host left out."""
-    facts = config.model_dump(mode="json")
+    """The 8 hex digits that name a run: sha256 over the canonical JSON of config and data, budget and host left out.
+
+    What has its default value is left out, too: a key that the project gets later makes no run another one.
+    """
+    facts = config.model_dump(mode="json", exclude_defaults=True)
     for key in BUDGET_KEYS:
-        facts["trainer"].pop(key)
+        facts["trainer"].pop(key, None)
     for section, keys in HOST_KEYS.items():
         for key in keys:
-            facts[section].pop(key)
+            facts[section].pop(key, None)
     canonical = json.dumps({"config": facts, "data": data_identity}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -205,6 +273,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of sections, not {type(tree).__name__}.")
+    return tree
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` on top of ``below``: mappings are merged key by key, everything else is replaced."""
+    tree = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = merged(tree[key], value) if both else value
     return tree
 
 

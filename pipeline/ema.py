@@ -15,11 +15,10 @@ def warmed_up(decay: float, step: int) -> float:
 
 
 class Ema:
-    """Average of a module's trainable parameters, ema <- decay ema + (1 - decay) weight, after every step; the decay is warmed up."""
+    """Average of parameters by name, ema <- decay ema + (1 - decay) weight, after every step; the decay is warmed up."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, named: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._names = list(named)
         self._weights = list(named.values())
         self._average = [p.detach().clone() for p in self._weights]

@@ -5,14 +5,17 @@ A module that trains with one optimizer never sees this; a GAN calls it from its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.collectives import world_size
 from pipeline.fabric import Fabric
-from pipeline.train_module import Batch
+from pipeline.train_module import Batch, TrainModule
 
 
 class Accumulation:
@@ -41,6 +44,9 @@ class FabricEngine(Accumulation):
         self._model = model
         model.mark_forward_method("training_step")
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self._fabric.autocast()
+
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         # Autocast explicitly: on one device Fabric passes a marked method through without it.
         with self._fabric.autocast(), self._fabric.no_backward_sync(self._model, enabled=not self._averaging):
@@ -51,13 +57,65 @@ class FabricEngine(Accumulation):
             self._fabric.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if max_norm is None:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        else:
-            norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
-        optimizer.step()
-        return norm
+        return clip_and_step(optimizer, max_norm)
+
+
+class ManyOptimizersEngine(Accumulation):
+    """The ``train_module.Engine`` of a module with several optimizers: gradients are averaged when their optimizer steps.
+
+    DDP would average in every backward, expects each to reach all parameters, and leaves ranks apart without a word where a network was
+    called beside its wrapper. One sum for all of an optimizer's gradients costs a copy of them, and overlaps with nothing.
+    """
+
+    def __init__(self, fabric: Fabric, module: TrainModule, micro_batch: int | None) -> None:
+        super().__init__(micro_batch)
+        self._fabric, self._module = fabric, module
+        if world_size() > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self._fabric.autocast()
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        with self._fabric.autocast():
+            return self._module.training_step(batch, step)
+
+    def backward(self, loss: Tensor) -> None:
+        self._fabric.backward(loss)
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        if world_size() > 1:
+            average_gradients(parameters_of(optimizer))
+        return clip_and_step(optimizer, max_norm)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over ranks; where a parameter has none, it counts as zero on this rank."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+    """Clip to ``max_norm`` (None: only measure), step, and return the norm before."""
+    parameters = parameters_of(optimizer)
+    if max_norm is None:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+    optimizer.step()
+    return norm
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

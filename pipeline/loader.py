@@ -22,6 +22,7 @@ from pipeline.batches import Batch, BatchReader, Item, Memory, Positions, Report
 from pipeline.errors import RunFailed, UserError
 from pipeline.manifest import Manifest
 from pipeline.order import Order, block_size
+from pipeline.rng import key
 from pipeline.workers import Workers, read_ahead
 
 EVALUATION_SEED = 0  # evaluation has one order for ever, and a limited one must not see the first shards only
@@ -30,13 +31,14 @@ EVALUATION_SEED = 0  # evaluation has one order for ever, and a limited one must
 class _Batches:
     """What training and evaluation share: one rank's stream of batches, and the account of what was damaged."""
 
-    def __init__(self, manifest: Manifest, split: str, seed: int, positions: Positions) -> None:
+    def __init__(self, manifest: Manifest, split: str, seed: int, positions: Positions, partner: bool) -> None:
         self.samples = manifest.samples(split)
         if not self.samples:
             have = ", ".join(sorted({shard.split for shard in manifest.shards if shard.samples})) or "none"
             raise UserError(f"{manifest.folder} holds no samples of the split '{split}'; it has: {have}.")
         self.substituted = 0  # rows handed out that hold a stand-in
         self._manifest, self._split, self._seed, self._positions = manifest, split, seed, positions
+        self._partner = partner
         self._named: set[str] = set()
         self._unreported: list[str] = []
 
@@ -49,7 +51,8 @@ class _Batches:
         count = self._manifest.samples(self._split)
         bytes_each = sum(shard.tar_size for shard in self._manifest.split(self._split)) / count
         order = Order(count, self._seed, block_size(bytes_each))
-        return BatchReader(self._manifest, self._split, order, self._positions)
+        partners = Order(count, key(self._seed, "partners"), block_size(bytes_each)) if self._partner else None
+        return BatchReader(self._manifest, self._split, order, self._positions, partners)
 
     def _hand_out(self, number: int, batch: Batch, report: Report) -> Batch:
         if report.failure is not None:
@@ -76,6 +79,7 @@ class Loader(_Batches):
         workers: processes that read whole batches; 0: a thread in this process. Never changes what is read.
         position: global samples consumed so far, as in a checkpoint's state.
         skip: [begin, end) ranges of positions that are jumped over (windows that a rollback gave up).
+        partner: with every sample another one as "other_...", at each position a function of (seed, position) as the sample is.
         pin_memory: batches in page-locked memory, for copying to CUDA.
 
     Raises UserError where the split is empty or the batch does not divide; while iterating RunFailed, where a worker
@@ -94,13 +98,14 @@ class Loader(_Batches):
         workers: int = 0,
         position: int = 0,
         skip: Sequence[Sequence[int]] = (),
+        partner: bool = False,
         pin_memory: bool = False,
     ) -> None:
         if batch_size % world_size:
             raise UserError(
                 f"A global batch of {batch_size} samples cannot be shared equally by {world_size} processes."
             )
-        super().__init__(manifest, split, seed, Positions(batch_size, rank, world_size, position, skip, None))
+        super().__init__(manifest, split, seed, Positions(batch_size, rank, world_size, position, skip, None), partner)
         self._state = {"seed": seed, "manifest": manifest.identity, "split": split}
         self._count, self._pin_memory = workers, pin_memory
         self._stream: Generator[Item, None, None] | None = None
@@ -180,11 +185,12 @@ class Evaluation(_Batches):
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
+        partner: bool = False,
         pin_memory: bool = False,
     ) -> None:
         total = manifest.samples(split) if limit is None else min(manifest.samples(split), limit * batch_size)
         positions = Positions(batch_size, rank, world_size, 0, (), total)
-        super().__init__(manifest, split, EVALUATION_SEED, positions)
+        super().__init__(manifest, split, EVALUATION_SEED, positions, partner)
         self.samples = total
         self._pin_memory = pin_memory
 

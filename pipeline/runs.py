@@ -5,6 +5,7 @@
       code/            what is running          lease.json      the attempt that may write
       checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
+      launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
 
 Imports no torch: launch, status and sync read runs on machines that have none.
 """
@@ -38,6 +39,7 @@ class RunFolder:
     lease_file = property(lambda self: self.path / "lease.json")
     heartbeat_file = property(lambda self: self.path / "heartbeat.json")
     launch_file = property(lambda self: self.path / "launch.json")
+    data_file = property(lambda self: self.path / "data.json")
     checkpoints = property(lambda self: self.path / "checkpoints")
     metrics = property(lambda self: self.path / "metrics")
     samples = property(lambda self: self.path / "samples")

@@ -7,21 +7,22 @@ loop never knows the loss; the module never knows ranks, files or steps to save.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import OptimizerSection, RunConfig, Schedule
+from pipeline.config import OptimizerChoice, RunConfig, Schedule
 from pipeline.rng import KeyedRandom
 
 Batch = dict[str, Tensor]  # every tensor has the samples on dim 0; "position" is int64 (B,), see ``rng``
 
 
 class Engine(Protocol):
-    """What the loop lends to a module for one optimizer step; hides DDP, precision and accumulation."""
+    """What the loop lends to a module for one optimizer step; hides data parallelism, precision and accumulation."""
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Pieces of this rank's share and each one's fraction of it; gradients are averaged over ranks on the last."""
@@ -29,10 +30,17 @@ class Engine(Protocol):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The module's own ``training_step``, run through the wrapper that averages gradients and casts precision."""
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block the module computes in the run's precision: for what a GAN calls beside ``training_step``."""
+
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Clip the gradients of ``optimizer`` to ``max_norm`` (None: only measure), let it step, and return the norm before."""
+        """Clip the gradients of ``optimizer`` to ``max_norm`` (None: only measure), let it step, and return the norm before.
+
+        With several optimizers it is here that the gradients of its parameters are averaged over ranks, so a module may call its
+        networks in any order and as often as it likes between two steps.
+        """
 
 
 class TrainModule(nn.Module):
@@ -73,14 +81,30 @@ class TrainModule(nn.Module):
         """Write audio and pictures for a validation batch into ``folder``; rank 0 only. Default: nothing to show."""
 
     def configure_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Optimizers by name. Their learning rates are the peak; the loop applies ``optimizer.schedule`` to each."""
+        """Optimizers by name. Their learning rates are the peak; the loop applies each one's ``schedule``."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return {"main": build_optimizer(trained, self.config.optimizer)}
+
+    def averaged_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What ``trainer.ema`` averages, by name: all that is trained. A GAN leaves its discriminator out."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def start_from(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Begin a new run with other runs' weights (their averages), under "init_from" and the names in ``ModelSection.runs``.
+
+        Called once, before the first step: what must be there on every attempt has to be part of the module's state. Default:
+        ``init_from`` is a run of the same architecture. Raises RuntimeError or KeyError where weights do not fit.
+        """
+        self.load_state_dict(weights["init_from"])
 
     def optimize(
         self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int
     ) -> dict[str, Tensor]:
-        """One optimizer step on this rank's share of the global batch; a GAN overrides this. Returns what is logged."""
+        """One optimizer step on this rank's share of the global batch; a GAN overrides this.
+
+        Returns the scalars that are logged: ``loss``, and a ``grad_norm...`` for every optimizer; where one of those is not finite, the
+        run is rolled back.
+        """
         (optimizer,) = optimizers.values()
         optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
@@ -93,7 +117,7 @@ class TrainModule(nn.Module):
         return logged
 
 
-def build_optimizer(parameters: Sequence[nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Sequence[nn.Parameter], section: OptimizerChoice) -> torch.optim.Optimizer:
     """The optimizer the section names; fused, and so one kernel a step, where the device has it."""
     common: dict[str, Any] = {
         "lr": section.lr,

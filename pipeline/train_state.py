@@ -19,7 +19,7 @@ from pipeline.collectives import world_size
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
-from pipeline.engine import FabricEngine
+from pipeline.engine import FabricEngine, ManyOptimizersEngine
 from pipeline.fabric import Fabric
 from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
 
@@ -35,8 +35,8 @@ class TrainState(Protocol):
     def settle(self, engine: Engine, batch: Batch, step: int) -> None:
         """Before an attempt's first step: let what is chosen at the first backward be chosen by one that does not count."""
 
-    def set_learning_rate(self, step: int) -> float:
-        """Apply the schedule to every optimizer; returns the factor. A pure function of the step, so nothing is carried."""
+    def set_learning_rate(self, step: int) -> dict[str, float]:
+        """Apply every optimizer's schedule; returns the rates as they are logged. A pure function of the step: nothing is carried."""
 
     def update_average(self, step: int) -> None: ...
 
@@ -54,18 +54,24 @@ class TrainState(Protocol):
 
 
 class LearningRates:
-    """Peak rates as the optimizers were made with, and the schedule on top of them."""
+    """Peak rates as the optimizers were made with, and each one's schedule on top of them."""
 
     def __init__(self, optimizers: Optimizers, config: RunConfig) -> None:
-        self._schedule = config.optimizer.schedule
-        self._peaks = [(optimizer, [g["lr"] for g in optimizer.param_groups]) for optimizer in optimizers.values()]
+        self._all = []
+        for number, (name, optimizer) in enumerate(optimizers.items()):
+            section, _ = config.optimizer_of(name)
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            shown = f"learning_rate_{name}" if number else "learning_rate"
+            self._all.append((shown, optimizer, peaks, section))
 
-    def set(self, step: int) -> float:
-        factor = schedule_factor(self._schedule, step)
-        for optimizer, peaks in self._peaks:
+    def set(self, step: int) -> dict[str, float]:
+        rates = {}
+        for shown, optimizer, peaks, section in self._all:
+            factor = schedule_factor(section.schedule, step)
+            rates[shown] = factor * section.lr
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):  # loading a state makes new groups
                 group["lr"] = peak * factor
-        return factor
+        return rates
 
 
 class Still:
@@ -86,11 +92,13 @@ class Replicated:
         module.to(fabric.device)
         self._optimizers = module.configure_optimizers()
         self._rates = LearningRates(self._optimizers, config)
-        self._ema = Ema(module, config.trainer.ema) if config.trainer.ema else None
+        self._ema = Ema(dict(module.averaged_parameters()), config.trainer.ema) if config.trainer.ema else None
 
     def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
         if stored:
             self._load(stored)
+        if len(self._optimizers) > 1:
+            return ManyOptimizersEngine(self._fabric, self._module, self._config.trainer.micro_batch), self._optimizers
         wrapped, *optimizers = self._fabric.setup(self._module, *self._optimizers.values())
         engine = FabricEngine(self._fabric, wrapped, self._config.trainer.micro_batch)
         return engine, dict(zip(self._optimizers, optimizers, strict=True))
@@ -98,15 +106,19 @@ class Replicated:
     def _load(self, stored: StoredCheckpoint) -> None:
         self._module.load_state_dict(stored.parts["model"])
         for name, optimizer in self._optimizers.items():
+            asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(stored.parts[f"optimizer.{name}"])
-        if self._ema:
-            self._ema.load_state_dict(stored.parts["ema"])
+            for group, options in zip(optimizer.param_groups, asked, strict=True):
+                group.update(options)  # as the config has them now: a resume may change them
+        if self._ema:  # averages that were not kept so far begin with the weights
+            weights = {name: parameter.detach() for name, parameter in self._module.averaged_parameters()}
+            self._ema.load_state_dict(stored.parts.get("ema") or weights)
 
     def settle(self, engine: Engine, batch: Batch, step: int) -> None:
         """DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket
         decides in which order it is summed: without this, a resumed run's first step would differ in its last bits.
         """
-        if world_size() < 3:
+        if world_size() < 3 or len(self._optimizers) > 1:
             return
         buffers = {name: value.clone() for name, value in self._module.named_buffers()}
         still: Any = {name: Still(optimizer) for name, optimizer in self._optimizers.items()}
@@ -116,7 +128,7 @@ class Replicated:
         for name, value in self._module.named_buffers():
             value.copy_(buffers[name])
 
-    def set_learning_rate(self, step: int) -> float:
+    def set_learning_rate(self, step: int) -> dict[str, float]:
         return self._rates.set(step)
 
     def update_average(self, step: int) -> None:

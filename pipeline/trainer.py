@@ -91,7 +91,7 @@ class Trainer:
                 if step == start + 1:
                     self.state.settle(engine, batch, step)
                 seed_step(self.config.seed, step, self.world.rank)
-                rate = self.state.set_learning_rate(step)
+                rates = self.state.set_learning_rate(step)
                 try:
                     logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
@@ -105,7 +105,7 @@ class Trainer:
                 last = step == section.max_steps
                 saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
                 if saving or step % section.log_every == 0:
-                    self._look(step, logged, rate, loader, start)
+                    self._look(step, logged, rates, loader, start)
                 if step % section.validate_every == 0 or last:
                     self._validate(step)
                 if section.sample_every and (step % section.sample_every == 0 or last):
@@ -181,6 +181,7 @@ class Trainer:
             seed=self.config.seed,
             workers=self.config.data.workers,
             position=self.at.data.get("position", 0),
+            partner=self.config.data.partner,
             skip=[*self.at.data.get("skip", ()), *self._given_up()],
             pin_memory=self.fabric.device.type == "cuda",
         )
@@ -190,9 +191,17 @@ class Trainer:
 
     def _evaluation(self, rank: int) -> Evaluation:
         limit, size = self.config.trainer.validate_batches, self.config.data.batch_size
-        return Evaluation(self.manifest, "valid", batch_size=size, rank=rank, world_size=self.world.size, limit=limit)
+        return Evaluation(
+            self.manifest,
+            "valid",
+            batch_size=size,
+            rank=rank,
+            world_size=self.world.size,
+            limit=limit,
+            partner=self.config.data.partner,
+        )
 
-    def _look(self, step: int, logged: dict[str, Tensor], factor: float, loader: Loader, start: int) -> None:
+    def _look(self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int) -> None:
         """Means over ranks, journalled where they are due. Every rank sees the same values, so where they are bad all go back."""
         names = sorted(logged)
         means = (
@@ -205,7 +214,7 @@ class Trainer:
         if due or step == section.max_steps:
             self._tell_faults(step, loader.faults())
             if self.reporter:
-                self.reporter.log(step, {**values, "train/learning_rate": factor * self.config.optimizer.lr})
+                self.reporter.log(step, values | {f"train/{name}": rate for name, rate in rates.items()})
         position = loader.state_after(step - start)["position"]
         if wrong := health.trouble(values, self.at.losses, section.rollback):
             self._roll_back(step, wrong, position)

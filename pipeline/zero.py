@@ -15,7 +15,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +73,7 @@ class Sharded:
         self._partition.make_states(averages=section.ema is not None)
         if stored:
             self._load_states(stored)
-        return ZeroEngine(self._engine, section, self._fabric.device), {self._name: self._optimizer}
+        return ZeroEngine(self._engine, section, self._fabric), {self._name: self._optimizer}
 
     def _load_states(self, stored: StoredCheckpoint) -> None:
         """Each rank takes its share of every moment and average; one whole tensor at a time is in memory."""
@@ -96,7 +96,7 @@ class Sharded:
     def settle(self, engine: Engine, batch: Batch, step: int) -> None:
         """Nothing: partitions and buckets are chosen from the parameters, alike in every attempt."""
 
-    def set_learning_rate(self, step: int) -> float:
+    def set_learning_rate(self, step: int) -> dict[str, float]:
         return self._rates.set(step)
 
     def update_average(self, step: int) -> None:
@@ -183,9 +183,12 @@ class Sharded:
 class ZeroEngine(Accumulation):
     """The ``train_module.Engine`` over DeepSpeed's."""
 
-    def __init__(self, engine: Any, section: TrainerSection, device: torch.device) -> None:
+    def __init__(self, engine: Any, section: TrainerSection, fabric: Fabric) -> None:
         super().__init__(section.micro_batch)
-        self._engine, self._device, self._max_norm = engine, device, section.grad_clip
+        self._engine, self._fabric, self._max_norm = engine, fabric, section.grad_clip
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self._fabric.autocast()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self._engine.set_gradient_accumulation_boundary(self._averaging)
@@ -198,7 +201,7 @@ class ZeroEngine(Accumulation):
         """As promised; the norm is over all ranks' shares. Raises FloatingPointError on all ranks where it is not finite."""
         assert max_norm == self._max_norm, "DeepSpeed is told once how far to clip"
         self._engine.step()
-        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._device)
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._fabric.device)
         if not self._engine.was_step_applied():  # it would leave the step out in silence
             raise FloatingPointError("the gradient is not finite")
         return norm

@@ -11,10 +11,12 @@ No torch is imported until a codec is loaded.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.codecs.weights import find_weights
 from pipeline.errors import UserError, nearest
@@ -53,6 +55,26 @@ def weights_identity(name: str, weights_folder: Path | None = None) -> str | Non
     """What a codec's latents depend on besides code: None for analytic ones. UserError where the weights are missing."""
     check_codec(name)
     return None if name in ANALYTIC else find_weights(name, weights_folder).identity
+
+
+def codec_of(info: Mapping[str, Any], device: str = "cpu") -> Codec:
+    """The codec whose latents a dataset holds, by its manifest's ``info``; one a process and device.
+
+    Raises UserError as ``load_codec`` does, and where the weights at hand are not those that the latents were made with.
+    """
+    latent = info["latent"]
+    return _codec_of(latent["codec"], latent["weights_hash"], latent["sample_rate"], device)
+
+
+@functools.cache
+def _codec_of(name: str, weights_hash: str | None, sample_rate: int, device: str) -> Codec:
+    codec = load_codec(name, device=device, sample_rate=sample_rate)
+    if codec.weights_hash != weights_hash:
+        raise UserError(
+            f"the data's latents were made with other weights of {name} ({weights_hash}) than those at hand ({codec.weights_hash}); "
+            f"point SLURMPHONY_WEIGHTS at those, or prepare the latents again."
+        )
+    return codec
 
 
 def load_codec(

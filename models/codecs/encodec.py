@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.blocks.precision import full_precision
 from models.codecs.base import Codec, flattened
 from models.codecs.tensors import freeze, load_exactly, read_tensors
 from models.codecs.weights import Weights, checked_weights
@@ -42,9 +43,11 @@ class Encodec(Codec):
         return self.channels, -(-samples // self.hop)
 
     @torch.no_grad()
+    @full_precision
     def encode(self, wave: Tensor) -> Tensor:
         return flattened(lambda flat: self.encoder(flat[:, None]), self._taken(wave), 1)
 
+    @full_precision
     def decode(self, latent: Tensor) -> Tensor:
         return flattened(lambda flat: self.decoder(flat)[:, 0], self._taken(latent), 2)
 

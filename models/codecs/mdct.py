@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.blocks.precision import full_precision
 from models.codecs.base import Codec
 
 
@@ -55,17 +56,17 @@ class Mdct(Codec):
             raise ValueError(f"{shape}: the hop must be even, and 1 to hop channels can be kept")
         super().__init__(sample_rate, shape.hop, shape.channels, device)
 
+    @full_precision
     def encode(self, wave: Tensor) -> Tensor:
         wave = self._taken(wave)
         wave = torch.nn.functional.pad(wave, (0, -wave.shape[-1] % self.hop))
         blocks = _rotate(wave.unflatten(-1, (-1, self.hop)), 1.0)
-        with torch.autocast(self.device.type, enabled=False):  # exact also where models compute in bfloat16
-            return (blocks @ self._basis(wave.dtype)).transpose(-1, -2)
+        return (blocks @ self._basis(wave.dtype)).transpose(-1, -2)
 
+    @full_precision
     def decode(self, latent: Tensor) -> Tensor:
         latent = self._taken(latent)
-        with torch.autocast(self.device.type, enabled=False):
-            blocks = latent.transpose(-1, -2) @ self._basis(latent.dtype).T
+        blocks = latent.transpose(-1, -2) @ self._basis(latent.dtype).T
         return _rotate(blocks, -1.0).flatten(-2)
 
     def latent_shape(self, samples: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.blocks.precision import full_precision
 from models.codecs.base import MelCodec
 from models.features import AUDIOLDM2, waveform
 
@@ -36,19 +37,19 @@ class MelDct(MelCodec):
     def __init__(self, device: str = "cpu") -> None:
         super().__init__(self.mel.sample_rate, PATCH * self.mel.hop, len(ZIG_ZAG), device)
 
+    @full_precision
     def encode_mel(self, mels: Tensor) -> Tensor:
         """Raises ValueError where T or F is no multiple of 4."""
         mels = self._taken(mels)
         if mels.shape[-1] % PATCH or mels.shape[-2] % PATCH:
             raise ValueError(f"a mel of {tuple(mels.shape[-2:])} does not divide into patches of {PATCH} by {PATCH}")
         patches = mels.transpose(-1, -2).unflatten(-1, (-1, PATCH)).unflatten(-3, (-1, PATCH))  # (..., T/4, 4, F/4, 4)
-        with torch.autocast(self.device.type, enabled=False):  # exact also where models compute in bfloat16
-            return torch.einsum("...atbf,ctf->...cab", patches, self._basis(mels.dtype))
+        return torch.einsum("...atbf,ctf->...cab", patches, self._basis(mels.dtype))
 
+    @full_precision
     def decode_mel(self, latent: Tensor) -> Tensor:
         latent = self._taken(latent)
-        with torch.autocast(self.device.type, enabled=False):
-            patches = torch.einsum("...cab,ctf->...atbf", latent, self._basis(latent.dtype))
+        patches = torch.einsum("...cab,ctf->...atbf", latent, self._basis(latent.dtype))
         return patches.flatten(-2).flatten(-3, -2).transpose(-1, -2)
 
     def vocode(self, mels: Tensor) -> Tensor:

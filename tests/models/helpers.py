@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jobs.configs import load_named
 from models import registry
-from pipeline.config import RunConfig, apply_overrides, parse_config, read_yaml
+from pipeline.config import RunConfig
 from pipeline.train_module import Batch, TrainModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -25,19 +27,18 @@ def demo_configs() -> list[str]:
 
 
 def load(name: str, *overrides: str) -> RunConfig:
-    tree = apply_overrides(read_yaml(CONFIGS / f"{name}.yaml"), overrides)
-    return parse_config(tree, registry.model_config_class(tree["model"]["system"]), f"configs/{name}.yaml")
+    return load_named(name, overrides)
 
 
 def info(name: str) -> dict[str, Any]:
     """What the manifest of a config's data says."""
     config = load(name)
-    return registry.part(config.model.system, "train_module").TrainModule.typical_data(config)
+    return registry.part(config.model, "train_module").TrainModule.typical_data(config)
 
 
 def build(config: RunConfig, seed: int = 0) -> TrainModule:
     torch.manual_seed(seed)
-    kind = registry.part(config.model.system, "train_module").TrainModule
+    kind = registry.part(config.model, "train_module").TrainModule
     return kind(config, kind.typical_data(config))
 
 
@@ -52,6 +53,9 @@ class PlainEngine:
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         return self.module.training_step(batch, step)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

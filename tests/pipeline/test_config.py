@@ -3,7 +3,7 @@
 import pytest
 from pydantic import Field
 
-from pipeline.config import ModelSection, apply_overrides, differences, identity_of, parse_config
+from pipeline.config import ModelSection, Ramp, apply_overrides, differences, identity_of, parse_config
 from pipeline.errors import UserError
 
 
@@ -102,3 +102,33 @@ def test_a_config_survives_yaml_and_is_frozen():
 
 def test_differences_name_every_changed_leaf():
     assert differences(parse(), parse("model.weight=2", "seed=3")) == {"model.weight": (1.0, 2.0), "seed": (0, 3)}
+
+
+def test_a_key_that_the_project_gets_later_makes_no_run_another_one():
+    class Later(Model):
+        novelty: int = 3
+
+    now, later = parse_config(TREE, Model, "now"), parse_config(TREE, Later, "later")
+    assert identity_of(now, "data") == identity_of(later, "data")
+    assert identity_of(parse_config(apply_overrides(TREE, ["model.novelty=4"]), Later, "later"), "data") != identity_of(
+        now, "data"
+    )
+
+
+def test_every_optimizer_is_described_by_name():
+    tree = apply_overrides(TREE, ["optimizer.also.discriminator.lr=0.1", "optimizer.also.discriminator.grad_clip=1"])
+    config = parse_config(tree, Gan, "configs/toy.yaml")
+    assert config.optimizer_of("generator") == (config.optimizer, config.trainer.grad_clip)
+    assert (config.optimizer_of("discriminator")[0].lr, config.optimizer_of("discriminator")[1]) == (0.1, 1.0)
+    for wrong, model in ((TREE, Gan), (tree, Model)):
+        with pytest.raises(UserError, match=r"optimizer\.also describes the optimizers beside the first"):
+            parse_config(wrong, model, "configs/toy.yaml")
+
+
+def test_a_ramp_is_a_function_of_the_step():
+    ramp = Ramp(first=1.0, last=3.0, begin=10, end=20)
+    assert [ramp.at(step) for step in (0, 10, 15, 20, 99)] == [1.0, 1.0, 2.0, 3.0, 3.0]
+    assert Ramp(first=0.0, last=1.0, begin=10, end=20, shape="cosine").at(15) == pytest.approx(0.5)
+    assert Ramp(first=0.0, last=1.0, begin=5, end=5).at(5) == 1.0
+    with pytest.raises(ValueError, match="not before its begin"):
+        Ramp(first=0.0, last=1.0, begin=5, end=4)

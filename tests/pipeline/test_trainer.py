@@ -252,7 +252,7 @@ def test_schedule_by_hand():
 def test_ema_by_hand():
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 0.0)
-    ema = Ema(layer, 0.5)
+    ema = Ema(dict(layer.named_parameters()), 0.5)
     nn.init.constant_(layer.weight, 1.0)
     ema.update(1000)
     with ema.applied():

@@ -13,10 +13,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from models.blocks.frozen import WithFrozenParts
 from models.dismix.config import ModelConfig
 from models.dismix.ldm.dit import Dit
 from models.dismix.ldm.encoders import FEATURES, Combine, MixtureEncoder, QueryEncoder, TimbreEncoder
-from models.dismix.ldm.frozen import WithFrozenParts
 from models.dismix.ldm.pitch import PitchEncoder
 from models.dismix.ldm.vae import LATENT
 

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.codecs import load_codec
+from models.codecs import codec_of as codec_of_data
 from models.codecs.base import MelCodec
 from models.dismix.ldm.model import Latents
 from models.dismix.ldm.training import LdmModule
@@ -20,7 +20,7 @@ CHUNK = 16  # windows that go through the networks at once
 
 def codec_of(module: LdmModule) -> MelCodec:
     """The codec of the run's latents, on the module's device. It holds the vocoder, which training never needs."""
-    return cast(MelCodec, load_codec(module.data["latent"]["codec"], device=str(module.mean.device)))
+    return cast(MelCodec, codec_of_data(module.data, str(module.mean.device)))
 
 
 @torch.no_grad()
