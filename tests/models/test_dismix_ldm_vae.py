@@ -50,7 +50,7 @@ def test_the_pretrained_pair_is_frozen_and_the_rest_learns(module):
 def test_a_checkpoint_holds_what_was_trained_and_loads_strictly(module, weights):
     state = module.state_dict()
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
-    assert state.keys() == trained and trained == Ema(module, 0.9).state_dict().keys()
+    assert state.keys() == trained and trained == Ema(dict(module.averaged_parameters()), 0.9).state_dict().keys()
     other = with_weights(weights, seed=1)
     other.load_state_dict(state)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in state.items())
