@@ -7,11 +7,19 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.configs import load_frozen
+from jobs import configs
+from jobs.configs import load_frozen, load_named
 from jobs.preflight import checkpoint_bytes, permission_problems
+from jobs.trained import load_trained
+from pipeline.checkpoint import trained_weights
+from pipeline.config import differences
+from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.manifest import MANIFEST, sealed, unsealed
 from pipeline.runs import RunFolder, list_runs
 from tests.conftest import ROOT, command
@@ -90,7 +98,9 @@ def test_more_steps_extend_the_same_run_and_new_makes_a_sibling(finished, demo_d
 def test_resume_with_another_loss_weight_goes_on_and_records_it(finished, demo_data, tmp_path):
     run, runs = finished
     shutil.copytree(runs, tmp_path / "runs")
-    words = ("--resume", run.name, "--set", "model.kl=0.5", "--set", "trainer.max_steps=14")
+    words = ["--resume", run.name]
+    for change in ("model.kl=0.5", "trainer.max_steps=14", "optimizer.weight_decay=0.25", "optimizer.betas=[0.5, 0.9]"):
+        words += ["--set", change]
     done = launch(*words, data=demo_data, runs=tmp_path / "runs", tiny=False)
     assert done.returncode == 0, done.stderr
     copy = RunFolder(tmp_path / "runs" / run.name)
@@ -98,6 +108,55 @@ def test_resume_with_another_loss_weight_goes_on_and_records_it(finished, demo_d
     assert changed["after_step"] == 12 and changed["changes"]["model.kl"] == {"from": 1.0, "to": 0.5}
     assert "kl: 0.5" in copy.config_file.read_text()
     assert copy.last_end()["step"] == 14
+    state = json.loads((copy.checkpoints / "step_000000014" / "state.json").read_text())
+    (group,) = state["parts"]["optimizer.main"]["param_groups"]
+    assert (group["weight_decay"], group["betas"]) == (0.25, [0.5, 0.9]), (
+        "not what was stored: what the config says now"
+    )
+
+
+def test_a_run_is_used_where_its_data_is_not(finished, demo_data, tmp_path):
+    """On a laptop there is the run folder and nothing else."""
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    write_json(copy.launch_file, {**json.loads(copy.launch_file.read_text()), "data": str(tmp_path / "gone")})
+    trained = load_trained(copy)
+    assert trained.step == 12 and trained.module.data["instruments"]
+    with pytest.raises(UserError, match=r"was trained on .*gone, which is not there; give the data root with --data"):
+        trained.require_data()
+    assert load_trained(copy, str(demo_data)).require_data() == demo_data / "cocochorales_simple_demo"
+    with pytest.raises(UserError, match="--device nonsense"):
+        load_trained(copy, device="nonsense")
+    copy.data_file.unlink()
+    with pytest.raises(UserError, match=r"data\.json is missing"):
+        load_trained(copy)
+
+
+def test_a_run_starts_from_another_ones_averages_and_says_of_which_step(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    words = ("dismix_demo", "--set", f"init_from={run.name}")
+    done = launch(*words, data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=1", "optimizer.lr=1e-30"])
+    assert done.returncode == 0, done.stderr
+    new = RunFolder(Path(done.stdout.splitlines()[-1]))
+    (event,) = [e for e in new.history() if e["event"] == "started_from"]
+    assert event["runs"] == {"init_from": {"run": run.name, "step": 12}}
+    mine, averages = trained_weights(new.path, averaged=False)[0], trained_weights(run.path)[0]
+    assert all(torch.equal(mine[name], averages[name]) for name in averages)
+
+
+def test_a_config_on_top_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "CONFIGS", tmp_path)
+    (tmp_path / "below.yaml").write_text((ROOT / "configs" / "dismix_demo.yaml").read_text())
+    (tmp_path / "above.yaml").write_text("base: below\noptimizer: {lr: 0.5}\nseed: 7\n")
+    (tmp_path / "round.yaml").write_text("base: again\n")
+    (tmp_path / "again.yaml").write_text("base: round\n")
+    below, above = load_named("below"), load_named("above")
+    assert set(differences(below, above)) == {"optimizer.lr", "seed"} and above.optimizer.lr == 0.5
+    for name in ("round", "again"):
+        with pytest.raises(UserError, match="'base' names another config, not"):
+            load_named(name)
 
 
 @pytest.mark.parametrize("change", ["model.simple.width=32", "seed=3", "optimizer.name=adamw", "data.batch_size=32"])

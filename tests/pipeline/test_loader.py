@@ -66,6 +66,24 @@ def test_the_same_sequence_for_every_world_size_and_number_of_workers(manifest, 
     assert_equal(batches(manifest, 8, world, workers=workers), batches(manifest, 8))
 
 
+@pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 1), (1, 1)])
+def test_partners_are_alike_for_every_world_size_and_number_of_workers(manifest, world, workers):
+    whole = batches(manifest, 24, partner=True)
+    assert_equal(batches(manifest, 24, world, workers=workers, partner=True), whole)
+    plain = batches(manifest, 24)
+    assert [b["id"].tolist() for b in plain] == [b["id"].tolist() for b in whole], (
+        "the samples are what they were without"
+    )
+    assert_equal(batches(manifest, 4, position=160, partner=True), whole[10:14])
+    pairs = [(a, b) for batch in whole for a, b in zip(batch["id"].tolist(), batch["other_id"].tolist(), strict=True)]
+    assert len(set(pairs)) > 0.9 * len(pairs) and sum(a == b for a, b in pairs) < 20, (
+        "drawn independently, anew in every epoch"
+    )
+    for batch in whole[:2]:
+        for number, mel in zip(batch["other_id"].tolist(), batch["other_mel"].numpy(), strict=True):
+            assert np.array_equal(mel, numbered(number)["mel"])
+
+
 def test_samples_arrive_unchanged(manifest):
     for batch in batches(manifest, 6):
         assert batch["mel"].dtype == torch.float32 and batch["mel"].shape == (16, 3, 5)

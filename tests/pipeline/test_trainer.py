@@ -17,7 +17,7 @@ from pipeline.config import ModelSection, Schedule, parse_config
 from pipeline.control import Stop, StopFlag
 from pipeline.deadline import Deadline
 from pipeline.distributed import make_fabric
-from pipeline.ema import Ema
+from pipeline.ema import Ema, warmed_up
 from pipeline.errors import RunFailed
 from pipeline.health import RolledBack
 from pipeline.journal import read_journals
@@ -112,6 +112,18 @@ def test_a_run_in_pieces_is_the_run_in_one(lab):
         trainer.fit()
     assert losses(pieces) == losses(whole) and len(losses(whole)) == 20
     assert final(pieces) == final(whole)
+
+
+def test_averages_may_begin_on_the_way(lab):
+    run, trainer = lab(ema=None, max_steps=5)
+    trainer.fit()
+    run, trainer = lab(ema=0.9, max_steps=6)
+    trainer.fit()
+    averages = checkpoint.load(run.checkpoints / checkpoint.folder_name(6)).parts["ema"]
+    before = checkpoint.load(run.checkpoints / checkpoint.folder_name(5)).parts["model"]
+    after = checkpoint.load(run.checkpoints / checkpoint.folder_name(6)).parts["model"]
+    expected = torch.lerp(before["layer.weight"], after["layer.weight"], 1 - warmed_up(0.9, 6))
+    assert torch.allclose(averages["layer.weight"], expected)
 
 
 def test_accumulating_micro_batches_is_the_whole_batch(lab):
