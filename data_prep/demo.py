@@ -24,7 +24,9 @@ DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Render a small corpus in a dataset's real layout.")
+    parser = argparse.ArgumentParser(
+        prog="python data_prep/demo.py", description="Render a small corpus in a dataset's real layout."
+    )
     parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="an absent or empty folder")
     parser.add_argument("--tracks", metavar="N", type=int, help="how many tracks (default: what the demo trains on)")
@@ -37,7 +39,7 @@ def main() -> None:
         known = ", ".join(DATASETS)
         raise UserError(f"no demo corpus '{args.dataset}'.{nearest(args.dataset, DATASETS)} There are: {known}.")
     module = importlib.import_module(DATASETS[args.dataset])
-    tracks, start = args.tracks or module.DEFAULT_TRACKS, time.monotonic()
+    tracks, start = module.DEFAULT_TRACKS if args.tracks is None else args.tracks, time.monotonic()
     from data_prep.progress import Progress  # late: rich is not needed for --help
 
     done = 0

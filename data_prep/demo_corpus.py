@@ -53,10 +53,11 @@ class Corpus:
             raise UserError(f"--tracks {tracks} is too few: {self.why_least}, so {self.least} at least.")
         soundfont()
         target, made = out / self.top, {"tracks": tracks, "seed": seed, "code": code_version(self.code)}
-        if target.exists():
-            if read_json(out / MADE) == made:
-                return
-            raise UserError(f"{target} exists already and is another corpus; choose another --out, or remove it first.")
+        there = read_json(out / MADE)
+        if target.exists() and there == made:
+            return
+        if target.exists() or there not in (None, made):
+            raise UserError(f"{out} holds another demo corpus already; choose another --out, or remove it first.")
         aside = self._empty_aside(out)
         work = jobs(tracks, seed)
         count = workers or min(os.cpu_count() or 1, len(work))

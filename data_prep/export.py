@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One split of a prepared dataset as an HDF5 file.")
+    parser = argparse.ArgumentParser(
+        prog="python data_prep/export.py", description="One split of a prepared dataset as an HDF5 file."
+    )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="prepared shards")
     parser.add_argument("--h5", metavar="FILE", type=Path, required=True, help="the file to write")
     parser.add_argument("--split", choices=SPLITS, default="valid")

@@ -54,7 +54,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Bring pretrained weights into one local folder.")
+    parser = argparse.ArgumentParser(
+        prog="python data_prep/fetch_weights.py", description="Bring pretrained weights into one local folder."
+    )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"one of: {', '.join(CATALOGUE)}")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the weights folder (default: $SLURMPHONY_WEIGHTS)")
     parser.add_argument("--source", metavar="DIR|URL", help="another weights folder, or a server that offers one")

@@ -97,10 +97,12 @@ def _data_of(cluster: str | None) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make shards of a dataset.")
+    parser = argparse.ArgumentParser(prog="python data_prep/prepare.py", description="Make shards of a dataset.")
     parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--source", metavar="DIR", type=Path, help="where the dataset lies")
-    parser.add_argument("--recipe", metavar="R", help="what is cut out of it (default: the dataset's first)")
+    parser.add_argument(
+        "--recipe", metavar="R", help="what is cut out of it (default: the dataset's first; a wrong name lists them)"
+    )
     parser.add_argument("--codec", metavar="C", help=f"make latents of the shards: {', '.join(SAMPLE_RATES)}")
     parser.add_argument("--out", metavar="DIR", type=Path, help="data root (default: $SLURMPHONY_DATA, else data)")
     parser.add_argument(

@@ -64,6 +64,16 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
 
+def output_folder(given: str | None, default: Path) -> Path:
+    """Where a command writes, made if it is not there; UserError where it cannot be."""
+    folder = Path(given) if given else default
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be a folder to write in: {error.strerror}; choose another.") from None
+    return folder
+
+
 def runs_root(given: str | None) -> Path:
     return Path(given or os.environ.get("SLURMPHONY_RUNS") or ROOT / "runs").absolute()
 

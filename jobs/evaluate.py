@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from jobs.configs import add_place_arguments, runs_root
+from jobs.configs import add_place_arguments, output_folder, runs_root
 from pipeline.errors import run_command
 from pipeline.files import write_json
 from pipeline.runs import find_run
@@ -27,8 +26,7 @@ def main() -> int:
 
     trained = load_trained(run, args.data, args.device)
     data = trained.require_data()
-    out = Path(args.out) if args.out else run.figures
-    out.mkdir(parents=True, exist_ok=True)
+    out = output_folder(args.out, run.figures)
     figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
     write_json(run.evaluation_file, {"step": trained.step, "data": trained.data["identity"], "figures": figures})
     show(figures)

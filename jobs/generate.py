@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from jobs.configs import add_place_arguments, load_frozen, runs_root
+from jobs.configs import add_place_arguments, load_frozen, output_folder, runs_root
 from pipeline.errors import UserError, run_command
 from pipeline.runs import find_run
 
@@ -20,7 +19,7 @@ def main() -> int:
         "run", nargs="?", help="a run folder, its name (dismix_demo/1f3a9c2e), or a config's name (its newest run)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/"
+        "--out", metavar="DIR", help="where audio and pictures go; default: the run's samples/generated/001, 002, ..."
     )
     add_place_arguments(parser)
     common, rest = parser.parse_known_args()
@@ -44,8 +43,8 @@ def main() -> int:
     from jobs.trained import load_trained
 
     trained = load_trained(run, args.data, args.device)
-    out = Path(common.out) if common.out else run.samples / "generated"
-    out.mkdir(parents=True, exist_ok=True)
+    earlier = [int(p.name) for p in (run.samples / "generated").glob("*") if p.name.isdigit()]
+    out = output_folder(args.out, run.samples / "generated" / f"{max(earlier, default=0) + 1:03d}")
     for path in system.generate(trained.module, args, trained.data_folder, out):
         print(path)
     return 0

@@ -146,7 +146,7 @@ def network(cluster: Cluster) -> dict[str, str]:
     return {
         **{name: str(cluster.interface) for name in names},
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
 

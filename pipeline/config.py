@@ -331,12 +331,26 @@ def _sentence(error: Any, root: type[BaseModel], where: str) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
         valid = _valid_keys(root, path[:-1])
-        return f"{where}: unknown key '{name}'.{nearest(path[-1], valid)} Valid keys here: {', '.join(valid)}."
+        elsewhere = [key for key in _all_keys(root) if key.rpartition(".")[2] == path[-1]]
+        hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(path[-1], valid)
+        return f"{where}: unknown key '{name}'.{hint} Valid keys here: {', '.join(valid)}."
     if error["type"] == "missing":
         return f"{where}: '{name}' is missing; set it in the file or with --set {name}=..."
     message = error["msg"].removeprefix("Value error, ")
     shown = f" (got {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
     return f"{where}: '{name}': {message[:1].lower()}{message[1:]}{shown}." if name else f"{where}: {message}{shown}."
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key below a section, dotted."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _all_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
 
 
 def _valid_keys(root: type[BaseModel], path: list[str]) -> list[str]:

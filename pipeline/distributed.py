@@ -63,7 +63,7 @@ def make_fabric(section: TrainerSection, world: World) -> Fabric:
     if world.size > 1:
         # Gradients are views of the buckets that travel: one copy of them less in memory and time.
         # Buffers are the same on every rank by contract, so they need not travel before every step.
-        strategy = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
+        strategy = DDPStrategy(gradient_as_bucket_view=True, forward_sync_buffers=False)
     else:
         strategy = SingleDeviceStrategy(torch.device(kind, world.local_rank) if kind == "cuda" else torch.device("cpu"))
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[section.precision]

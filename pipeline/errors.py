@@ -37,10 +37,15 @@ def run_command(main: Callable[[], int | None]) -> None:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         code = EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here.", file=sys.stderr)
-        code = 130
     except BrokenPipeError:  # `... | head` closed our stdout: nobody is left to tell
         sys.stderr.close()
         code = EXIT_FAILED
+    except OSError as error:  # a full disk, a folder that is gone: the machine's state, not a mistake in the code
+        if error.filename is None:
+            raise
+        print(f"failed: {error.filename}: {error.strerror}.", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        code = 130
     sys.exit(code)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,13 @@ def find_run(text: str, root: Path) -> RunFolder:
             return RunFolder(folder.resolve())
     of_config = [run for run in list_runs(root) if run.path.parent.name == text]
     if of_config:
-        return of_config[-1]
+        newest, others = of_config[-1], [run.path.name for run in of_config[:-1]]
+        if others:
+            print(
+                f"note: {newest.name} is the newest of {len(of_config)} runs; the others: {', '.join(others[-5:])}",
+                file=sys.stderr,
+            )
+        return newest
     names = [run.name for run in list_runs(root)]
     if not names:
         raise UserError(f"no run '{text}': {root} holds no runs yet; start one with: python jobs/launch.py dismix_demo")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.dismix.simple.encoders import SpectrogramEncoder
 from pipeline.files import write_atomic
+from pipeline.progress import StepProgress
 from pipeline.rng import KeyedRandom
 
 M = TypeVar("M", bound=nn.Module)
@@ -92,7 +93,10 @@ def fit(judge: nn.Module, mel: Tensor, label: Tensor, recipe: Recipe) -> None:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=recipe.rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     order = torch.empty(0, dtype=torch.int64)
-    for _ in range(recipe.steps):
+    progress = StepProgress("a classifier that judges", recipe.steps, 0)
+    for step in range(recipe.steps):
+        if progress.due():
+            progress.update(step, "")
         if len(order) < recipe.batch:
             order = torch.cat([order, torch.randperm(len(mel), generator=generator)])
         rows, order = order[: recipe.batch], order[recipe.batch :]
@@ -101,3 +105,5 @@ def fit(judge: nn.Module, mel: Tensor, label: Tensor, recipe: Recipe) -> None:
         F.cross_entropy(judge(noisy), label[rows]).backward()
         optimizer.step()
         schedule.step()
+    progress.update(recipe.steps, "")
+    progress.close()

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import yaml
 
+from data_prep import demo_slakh
 from data_prep.chorales import Note, compose
 from data_prep.cocochorales_reader import read_notes
 from data_prep.demo_cocochorales import DEMO_INSTRUMENTS, PITCHES, PROGRAMS, _render_track, plan, render
@@ -157,8 +158,10 @@ def test_a_name_with_a_space_occurs():
 def test_mistakes_are_one_sentence(corpus, tmp_path):
     with pytest.raises(UserError, match="6 at least"):
         list(render(tmp_path, 5, 0))
-    with pytest.raises(UserError, match="exists already and is another corpus"):
+    with pytest.raises(UserError, match="holds another demo corpus already"):
         list(render(corpus, 6, 0))
+    with pytest.raises(UserError, match="holds another demo corpus already"):
+        list(demo_slakh.render(corpus, 6, 0))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         list(render(tmp_path / "file", 6, 0))

@@ -39,6 +39,8 @@ def test_override_reaches_nested_values_and_is_read_as_yaml():
         ("trainer.max_steps=many", ["'trainer.max_steps'", "valid integer", "'many'"]),
         ("optimizer.name=sgd", ["'optimizer.name'", "'adam', 'adamw' or 'radam'"]),
         ("trainer.max_steps", ["--set takes key=value"]),
+        ("lr=1e-3", ["unknown key 'lr'", "Did you mean 'optimizer.lr'?"]),
+        ("model.batch_size=3", ["Did you mean 'data.batch_size'?"]),
         ("model.width.deep=3", ["'model.width"]),
         ("trainer.deepspeed.stage=4", ["'trainer.deepspeed.stage'", "1, 2 or 3"]),
         ("optimizer.schedule.name=cosine", ["cosine schedule needs decay_steps"]),
