@@ -53,7 +53,7 @@ class Corpus:
             raise UserError(f"--tracks {tracks} is too few: {self.why_least}, so {self.least} at least.")
         soundfont()
         target, made = out / self.top, {"tracks": tracks, "seed": seed, "code": code_version(self.code)}
-        there = read_json(out / MADE)
+        there = read_json(out / MADE) if out.is_dir() else None
         if target.exists() and there == made:
             return
         if target.exists() or there not in (None, made):
