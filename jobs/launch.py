@@ -15,60 +15,72 @@ from jobs.start import Link, launch
 from pipeline.errors import UserError, run_command
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's grammar."""
+    whole = argparse.ArgumentParser(
         prog="python jobs/launch.py",
+        usage="%(prog)s NAME | --resume RUN  [options]",
         description="Start, resume or extend a training run.",
         epilog="The run folder's path is the last line on stdout. Exit 0: done; 1: it ran and failed; 2: your mistake.",
     )
-    parser.add_argument("name", nargs="?", help="a file in configs/, without .yaml")
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with a run (folder, name or config), possibly with changed --set values"
-    )
-    parser.add_argument(
+    what = whole.add_argument_group("what")
+    add = what.add_argument
+    add("name", nargs="?", metavar="NAME", help="a file in configs/, without .yaml (a wrong name lists them)")
+    add("--resume", metavar="RUN", help="go on with a run (folder, name or config), possibly with changed --set values")
+    add(
         "--checkpoint",
         type=int,
         metavar="STEP",
         help="with --resume: go back to this step first; later ones are kept aside",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="per node; one process each (local without GPUs: CPU processes)"
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="as in --set optimizer.lr=3e-4; may be repeated",
     )
-    parser.add_argument(
-        "--cluster", metavar="NAME", help="a file in configs/clusters/; left out: SLURM where sbatch is, else local"
-    )
-    parser.add_argument("--time", metavar="H:MM:SS", help="time limit on SLURM; default: the profile's")
-    parser.add_argument("--strategy", choices=("ddp", "deepspeed"), help="short for --set trainer.strategy=...")
-    parser.add_argument("--data", metavar="DIR", help="data root; default: SLURMPHONY_DATA, the profile's, or data/")
-    parser.add_argument(
-        "--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS, the profile's, or runs/"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    parser.add_argument(
+    add("--strategy", choices=("ddp", "deepspeed"), help="short for --set trainer.strategy=...")
+    add(
         "--then",
         action="append",
         default=[],
         metavar="NAME",
         help="queue NAME after this one succeeds (may be repeated)",
     )
-    parser.add_argument(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="KEY=A,B,...",
+    add(
+        "--grid", action="append", default=[], metavar="KEY=A,B,...",
         help="one run for each value (repeated: for each combination), on SLURM as one array",
+    )  # fmt: skip
+    add("--new", action="store_true", help="make a sibling of a run that exists already")
+    where = whole.add_argument_group("where")
+    add = where.add_argument
+    add("--cluster", metavar="NAME", help="a file in configs/clusters/; left out: SLURM where sbatch is, else local")
+    add("--nodes", type=int, default=1, metavar="N", help="default: 1")
+    add(
+        "--gpus", type=int, metavar="N",
+        help="per node, one process each; default: the profile's, here: this machine's GPUs or one CPU process",
+    )  # fmt: skip
+    add("--time", metavar="H:MM:SS", help="time limit on SLURM; default: the profile's")
+    add("--data", metavar="DIR", help="data root; default: SLURMPHONY_DATA, the profile's, or data/")
+    add("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS, the profile's, or runs/")
+    how = whole.add_argument_group("how")
+    add = how.add_argument
+    add("--dry-run", action="store_true", help="print what would be queued and make nothing")
+    add(
+        "--describe",
+        action="store_true",
+        help="print shapes, parameters, memory and FLOPs, and make nothing (needs `make setup`)",
     )
-    parser.add_argument("--new", action="store_true", help="make a sibling of a run that exists already")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be queued and make nothing")
-    parser.add_argument(
-        "--describe", action="store_true", help="print shapes, parameters, memory and arithmetic, and make nothing"
-    )
-    parser.add_argument("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
-    parser.add_argument(
-        "--no-preflight", action="store_true", help="do not read from the data, measure the model, or ask sbatch first"
-    )
-    args = parser.parse_args(words)
+    add("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
+    add("--no-preflight", action="store_true", help="do not read from the data, measure the model, or ask sbatch first")
+    return whole
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """What was typed; UserError where it contradicts itself."""
+    args = parser().parse_args(words)
     if (args.name is None) == (args.resume is None):
         raise UserError(
             "say what to launch: a config's name (python jobs/launch.py dismix_demo), or --resume RUN, one of the two."

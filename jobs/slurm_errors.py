@@ -42,6 +42,15 @@ def explain(stderr: str, name: str, cluster: Cluster, nodes: int, gpus: int, tim
         "; ".join(f"{p} (limit {f['limit']}, {f['nodes']} nodes, {f['gres']})" for p, f in known.items())
         or "none answered"
     )
+    if (
+        "resolve_ctls_from_dns" in text
+        or "unknown host" in text
+        or "could not establish a configuration source" in text
+    ):
+        return (
+            "SLURM's commands are installed here, but know of no cluster; train on this machine with --cluster local, or start the "
+            "practice cluster (make cluster) and export the SLURM_CONF that it prints."
+        )
     if "unable to contact" in text or "connection refused" in text or "communication connection failure" in text:
         return "SLURM's controller does not answer; try `sinfo`, and if that hangs too, ask your site or wait and type the same again."
     if "invalid partition" in text:

@@ -358,6 +358,13 @@ def test_no_controller_is_said(slurm, lab):
     assert done.returncode == 2 and "controller does not answer" in done.stderr, done.stderr
 
 
+def test_commands_that_know_of_no_cluster_are_told_apart_from_a_silent_one(slurm, lab):
+    done = command(*lab.words(), env={"SLURM_CONF": ""}, timeout=120)  # as where Debian's packages are all there is
+    assert done.returncode == 2 and "know of no cluster" in done.stderr and "--cluster local" in done.stderr, (
+        done.stderr
+    )
+
+
 def test_the_job_runs_the_snapshot(slurm, lab):
     job = lab.submit(slurm)
     lab.wait_training(slurm, job, 1)
