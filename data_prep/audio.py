@@ -19,7 +19,14 @@ HEADROOM = 0.999  # of full scale, so that the rounded stems of a mixture can be
 
 
 def decode(raw: bytes, name: str) -> tuple[np.ndarray, int]:
-    """(C, n) float32, full scale 1, and the sample rate in Hz, of a WAV, FLAC, MP3 or whatever else libsndfile reads.
+    """(C, n) float32, full scale 1, and the sample rate in Hz; see ``decode_exactly``."""
+    audio, rate = decode_exactly(raw, name)
+    return as_float(audio), rate
+
+
+def decode_exactly(raw: bytes, name: str) -> tuple[np.ndarray, int]:
+    """(C, n) and the sample rate in Hz, of a WAV, FLAC, MP3 or whatever else libsndfile reads: int16 of full scale 32768 where the file
+    holds that, else float32 of full scale 1.
 
     Decoded from the first block to the last: a header's length is believed of no file. Raises BadInput for what is no audio, is cut
     off, holds no sample, or numbers that are none.
@@ -30,7 +37,8 @@ def decode(raw: bytes, name: str) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             rate, kind, declared = file.samplerate, file.format, file.frames
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            dtype = "int16" if file.subtype == "PCM_16" else "float32"
+            while len(block := file.read(BLOCK, dtype=dtype, always_2d=True)):
                 blocks.append(block)
     except soundfile.LibsndfileError as error:
         raise BadInput(f"{name} is not readable audio: {error.error_string}") from None  # str() holds a memory address
@@ -41,9 +49,14 @@ def decode(raw: bytes, name: str) -> tuple[np.ndarray, int]:
         raise BadInput(f"{name} is cut off: its header promises more than the {audio.shape[1] / rate:.2f} s it holds")
     if audio.shape[1] == 0:
         raise BadInput(f"{name} holds no audio")
-    if not np.isfinite(audio).all():
+    if audio.dtype != np.int16 and not np.isfinite(audio).all():
         raise BadInput(f"{name} holds samples that are not numbers")
     return audio, rate
+
+
+def as_float(audio: np.ndarray) -> np.ndarray:
+    """int16 of full scale 32768 -> float32 of full scale 1, exactly; float32 stays."""
+    return audio if audio.dtype == np.float32 else audio.astype(np.float32) / np.float32(FULL_SCALE)
 
 
 def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
@@ -57,15 +70,28 @@ def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
 
 def decode_at(raw: bytes, name: str, to: int) -> np.ndarray:
     """(C, n) float32 at ``to`` Hz. Raises BadInput as ``decode`` does, and for a lower rate: nothing is upsampled."""
-    audio, rate = decode(raw, name)
+    return as_float(_decode_at(raw, name, to))
+
+
+def decode_mono_at(raw: bytes, name: str, to: int) -> np.ndarray:
+    """(n,) at ``to`` Hz: the very int16 samples of a mono 16-bit file of that rate, full scale 32768; else float32, full scale 1.
+
+    Raises BadInput as ``decode_at`` does.
+    """
+    audio = _decode_at(raw, name, to)
+    return audio[0] if len(audio) == 1 else mono(as_float(audio))
+
+
+def _decode_at(raw: bytes, name: str, to: int) -> np.ndarray:
+    audio, rate = decode_exactly(raw, name)
     if rate < to:
         raise BadInput(f"{name} has {rate} Hz, {to} Hz are needed and nothing is upsampled")
-    return resample(audio, rate, to)
+    return audio if rate == to else resample(as_float(audio), rate, to)
 
 
 def mono(audio: np.ndarray) -> np.ndarray:
     """(C, n) -> (n,), the mean of the channels."""
-    return audio.mean(axis=0, dtype=np.float32)
+    return audio[0] if len(audio) == 1 else audio.mean(axis=0, dtype=np.float32)
 
 
 def fitting_gain(*peaks: float) -> float:
@@ -74,12 +100,15 @@ def fitting_gain(*peaks: float) -> float:
 
 
 def peak(audio: np.ndarray) -> float:
-    return float(np.abs(audio).max(initial=0.0))
+    """The largest absolute sample, on the scale of ``audio``; 0 of none."""
+    return max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
 
 
-def pcm16(audio: np.ndarray) -> np.ndarray:
-    """Full scale 1 -> int16 of the same shape, rounded; the caller has seen to it that nothing exceeds full scale."""
-    return np.round(audio * np.float32(FULL_SCALE)).astype(np.int16)
+def pcm16(audio: np.ndarray, gain: float = 1.0) -> np.ndarray:
+    """``audio`` of full scale 1, times ``gain``, as int16; the caller has seen to it that nothing exceeds full scale."""
+    scaled = audio * np.float32(gain)
+    scaled *= np.float32(FULL_SCALE)
+    return np.rint(scaled, out=scaled).astype(np.int16)
 
 
 def _riff_is_cut(raw: bytes) -> bool:

@@ -98,15 +98,16 @@ class SlakhStems(WaveStage):
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> Song:
         stems, there, unrendered = read_stems(item, read, self.sample_rate)
-        mixture = stems.sum(axis=0)
+        mixture = stems.sum(axis=0, dtype=stems.dtype)
         if not mixture.any():
             raise BadInput("its stems are silent throughout")
-        gain = fitting_gain(peak(mixture), peak(stems))
+        full = FULL_SCALE if stems.dtype == np.int32 else 1
+        gain = fitting_gain(peak(mixture) / full, peak(stems) / full)
         folder = next(part for part in PurePosixPath(item.files[0].path).parts if part in FOLDERS)
         names = {PurePosixPath(file.path).name for file in item.files}
         return Song(
             item.name,
-            pcm16(np.float32(gain) * stems),
+            stems.astype(np.int16) if full > 1 and gain == 1 else pcm16(stems / np.float32(full), gain),
             np.array([stem in there for stem in STEMS]),
             gain,
             {"track": item.name, "folder": folder, "gain": gain, "unrendered": list(unrendered)},
@@ -123,8 +124,7 @@ class SlakhStems(WaveStage):
                 if not stems.any():
                     silent += 1
                     continue
-                wave = stems.astype(np.float32) / FULL_SCALE
-                measured = levels.measure([*wave, wave.sum(axis=0)], self.sample_rate, song.gain)
+                measured = levels.measure([*stems], self.sample_rate, song.gain, mixed=True)
                 own: Fields = {"stems": stems, "present": song.present, "meta": {**song.facts, "start": start}}
                 key = sample_key(f"{song.facts['folder']}-{song.name}", start)
                 samples.append((key, with_levels(own, measured, pad)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.audio import decode_at, mono
+from data_prep.audio import FULL_SCALE, as_float, decode_mono_at
 from data_prep.stage import BadInput, Input
 
 STEMS = ("bass", "drums", "guitar", "piano")
@@ -23,6 +23,7 @@ AUDIO = (".flac", ".wav")
 SHORT_BY = 1.0  # seconds that a stem may end before the longest of its track
 LOW, HIGH = (8000.0, 10500.0), (13500.0, 16500.0)  # Hz, below and above what a file of 22,050 Hz can hold
 CLIFF = 3e-4  # of the density below: 35 dB less within an octave is a resampler's edge, not music
+WINDOW, FEW, CLEARLY = 4096, 16, 10.0  # samples, how many windows are looked at first, and how far above the bar they must be
 ROUNDING = 2.0**-30 / 12 / 22050  # density of the noise of rounding to 16 bits, per Hz, full scale 1
 
 
@@ -60,9 +61,10 @@ def midi_identity(folder: Path) -> tuple[str, ...]:
 def read_stems(
     item: Input, read: Callable[[str], bytes], rate: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """(S, n) float32 at ``rate`` in the order of STEMS, the stems that are there, and the sources that exist as MIDI only.
+    """(S, n) at ``rate`` in the order of STEMS, the stems that are there, and the sources that exist as MIDI only.
 
-    Stems may differ in length by SHORT_BY; they end in zeros then. Raises BadInput for whatever makes the track unusable.
+    The stems are int32 of full scale 32768 where all files are mono, of 16 bits and of this rate, so that their sums are exact; else
+    float32 of full scale 1. They may differ in length by SHORT_BY and end in zeros then. Raises BadInput for whatever makes the track unusable.
     """
     paths = {PurePosixPath(file.path).name: file.path for file in item.files}
     if any("stems" in PurePosixPath(file.path).parts[-2:-1] for file in item.files) or METADATA in paths:
@@ -72,7 +74,7 @@ def read_stems(
     else:
         by_stem, unrendered = {stem: [f"{stem}.wav"] for stem in STEMS if f"{stem}.wav" in paths}, ()
     audio = {
-        name: mono(decode_at(read(paths[name]), name, rate)) for names in by_stem.values() for name in sorted(names)
+        name: decode_mono_at(read(paths[name]), name, rate) for names in by_stem.values() for name in sorted(names)
     }
     if not audio:
         raise BadInput("it has none of bass, drums, guitar and piano")
@@ -80,25 +82,48 @@ def read_stems(
     behind = (length - len(audio[shortest])) / rate
     if behind > SHORT_BY:
         raise BadInput(f"{shortest} ends {behind:.2f} s before the longest stem")
-    stems = np.zeros((len(STEMS), length), np.float32)
+    whole = all(wave.dtype == np.int16 for wave in audio.values())
+    stems = np.zeros((len(STEMS), length), np.int32 if whole else np.float32)
     for row, stem in zip(stems, STEMS, strict=True):
         for name in by_stem.get(stem, ()):
-            row[: len(audio[name])] += audio[name]
-    if is_upsampled(stems.sum(axis=0), rate, len(audio)):
+            row[: len(audio[name])] += audio[name] if whole else as_float(audio[name])
+    if is_upsampled(stems.sum(axis=0, dtype=stems.dtype), rate, len(audio)):
         raise BadInput(f"no energy above 11 kHz: it was made at 22050 Hz and upsampled to {rate} Hz")
     return stems, tuple(by_stem), unrendered
 
 
 def is_upsampled(mixture: np.ndarray, rate: int, sources: int) -> bool:
     """Whether (n,) audio at ``rate`` holds nothing that 22,050 Hz could not: above 11 kHz there is no more than the rounding of
-    ``sources`` files to 16 bits leaves, or the spectrum falls there as only a resampler's filter does. False for silence."""
+    ``sources`` files to 16 bits leaves, or the spectrum falls there as only a resampler's filter does. False for silence.
+
+    A few windows speak for the whole where they clear the bar by far; nothing is refused but on all that there is.
+    """
+    if rate < 2 * HIGH[1]:
+        return False
+    count = len(mixture) // WINDOW
+    if count > FEW:
+        at = WINDOW * (count * np.arange(FEW) // FEW)
+        low, high = _densities(mixture[at[:, None] + np.arange(WINDOW)].reshape(-1), rate)
+        if high > CLEARLY * _bar(low, sources):
+            return False
+    if not mixture.any():
+        return False
+    low, high = _densities(mixture, rate)
+    return high < _bar(low, sources)
+
+
+def _bar(low: float, sources: int) -> float:
+    return max(4 * sources * ROUNDING, CLIFF * low)
+
+
+def _densities(mixture: np.ndarray, rate: int) -> tuple[float, float]:
+    """Mean spectral density of (n,) in the bands LOW and HIGH."""
     from scipy.signal import welch
 
-    if rate < 2 * HIGH[1] or not mixture.any():
-        return False
-    hertz, density = welch(mixture, rate, nperseg=min(4096, len(mixture)), noverlap=0)
+    wave = mixture / np.float32(FULL_SCALE) if mixture.dtype == np.int32 else mixture
+    hertz, density = welch(wave.astype(np.float32), rate, nperseg=min(WINDOW, len(wave)), noverlap=0)
     low, high = (float(density[(hertz >= a) & (hertz < b)].mean()) for a, b in (LOW, HIGH))
-    return high < max(4 * sources * ROUNDING, CLIFF * low)
+    return low, high
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
