@@ -55,7 +55,7 @@ def decode_exactly(raw: bytes, name: str) -> tuple[np.ndarray, int]:
 
 
 def as_float(audio: np.ndarray) -> np.ndarray:
-    """int16 of full scale 32768 -> float32 of full scale 1, exactly; float32 stays."""
+    """Whole numbers of full scale 32768 -> float32 of full scale 1; float32 stays. Exact below 512 times full scale."""
     return audio if audio.dtype == np.float32 else audio.astype(np.float32) / np.float32(FULL_SCALE)
 
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_prep import levels
-from data_prep.audio import FULL_SCALE, fitting_gain, pcm16, peak
+from data_prep.audio import FULL_SCALE, as_float, fitting_gain, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.slakh_reader import AUDIO, METADATA, MIDI, STEMS, midi_identity, read_stems, torn_groups, track_files
 from data_prep.splits import connected
@@ -98,16 +98,16 @@ class SlakhStems(WaveStage):
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> Song:
         stems, there, unrendered = read_stems(item, read, self.sample_rate)
+        exact = stems.dtype == np.int32
         mixture = stems.sum(axis=0, dtype=stems.dtype)
         if not mixture.any():
             raise BadInput("its stems are silent throughout")
-        full = FULL_SCALE if stems.dtype == np.int32 else 1
-        gain = fitting_gain(peak(mixture) / full, peak(stems) / full)
+        gain = fitting_gain(*(peak(wave) / (FULL_SCALE if exact else 1) for wave in (mixture, stems)))
         folder = next(part for part in PurePosixPath(item.files[0].path).parts if part in FOLDERS)
         names = {PurePosixPath(file.path).name for file in item.files}
         return Song(
             item.name,
-            stems.astype(np.int16) if full > 1 and gain == 1 else pcm16(stems / np.float32(full), gain),
+            stems.astype(np.int16) if exact and gain == 1 else pcm16(as_float(stems), gain),
             np.array([stem in there for stem in STEMS]),
             gain,
             {"track": item.name, "folder": folder, "gain": gain, "unrendered": list(unrendered)},

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.audio import FULL_SCALE, as_float, decode_mono_at
+from data_prep.audio import as_float, decode_mono_at
 from data_prep.stage import BadInput, Input
 
 STEMS = ("bass", "drums", "guitar", "piano")
@@ -23,7 +23,11 @@ AUDIO = (".flac", ".wav")
 SHORT_BY = 1.0  # seconds that a stem may end before the longest of its track
 LOW, HIGH = (8000.0, 10500.0), (13500.0, 16500.0)  # Hz, below and above what a file of 22,050 Hz can hold
 CLIFF = 3e-4  # of the density below: 35 dB less within an octave is a resampler's edge, not music
-WINDOW, FEW, CLEARLY = 4096, 16, 10.0  # samples, how many windows are looked at first, and how far above the bar they must be
+WINDOW, FEW, CLEARLY = (
+    4096,
+    16,
+    10.0,
+)  # samples, how many windows are looked at first, and how far above the bar they must be
 ROUNDING = 2.0**-30 / 12 / 22050  # density of the noise of rounding to 16 bits, per Hz, full scale 1
 
 
@@ -64,7 +68,8 @@ def read_stems(
     """(S, n) at ``rate`` in the order of STEMS, the stems that are there, and the sources that exist as MIDI only.
 
     The stems are int32 of full scale 32768 where all files are mono, of 16 bits and of this rate, so that their sums are exact; else
-    float32 of full scale 1. They may differ in length by SHORT_BY and end in zeros then. Raises BadInput for whatever makes the track unusable.
+    float32 of full scale 1. They may differ in length by SHORT_BY and end in zeros then. Raises BadInput for whatever makes the track
+    unusable.
     """
     paths = {PurePosixPath(file.path).name: file.path for file in item.files}
     if any("stems" in PurePosixPath(file.path).parts[-2:-1] for file in item.files) or METADATA in paths:
@@ -120,8 +125,7 @@ def _densities(mixture: np.ndarray, rate: int) -> tuple[float, float]:
     """Mean spectral density of (n,) in the bands LOW and HIGH."""
     from scipy.signal import welch
 
-    wave = mixture / np.float32(FULL_SCALE) if mixture.dtype == np.int32 else mixture
-    hertz, density = welch(wave.astype(np.float32), rate, nperseg=min(WINDOW, len(wave)), noverlap=0)
+    hertz, density = welch(as_float(mixture), rate, nperseg=min(WINDOW, len(mixture)), noverlap=0)
     low, high = (float(density[(hertz >= a) & (hertz < b)].mean()) for a, b in (LOW, HIGH))
     return low, high
 

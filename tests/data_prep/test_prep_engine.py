@@ -186,7 +186,7 @@ def changed_shards(folder: Path, change: Callable[[], LightStage | None], source
 
 
 class OtherCode(LightStage):
-    code = ("data_prep.shards:ShardWriter", "data_prep.shards:file_hash")
+    code = ("data_prep.shards:ShardWriter", "data_prep.shards:differences")
 
 
 class OtherWeights(LightStage):
