@@ -11,7 +11,8 @@ import numpy as np
 
 from data_prep.stage import BadInput
 
-BLOCK = 1 << 20  # samples decoded at a time
+BLOCK = 1 << 20  # samples decoded at a time, beyond what the header says
+LONGEST = 1 << 26  # samples for which the header is believed; what is not there costs address space alone
 LOSSLESS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF")  # their headers say how long they are
 STREAMED = (0, 0xFFFFFFFF)  # the size a RIFF header has where its writer could not know it
 FULL_SCALE = 32768  # of PCM16
@@ -38,13 +39,15 @@ def decode_exactly(raw: bytes, name: str) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             rate, kind, declared = file.samplerate, file.format, file.frames
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
-            while len(block := file.read(BLOCK, dtype=dtype, always_2d=True)):
+            size = min(declared, LONGEST)
+            while len(block := file.read(size or BLOCK, dtype=dtype, always_2d=True)):
                 blocks.append(block)
+                size = BLOCK
     except soundfile.LibsndfileError as error:
         raise BadInput(f"{name} is not readable audio: {error.error_string}") from None  # str() holds a memory address
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise BadInput(f"{name} is not readable audio: {type(error).__name__}") from None
-    audio = np.concatenate(blocks).T if blocks else np.zeros((1, 0), np.float32)
+    audio = (blocks[0] if len(blocks) == 1 else np.concatenate(blocks)).T if blocks else np.zeros((1, 0), np.float32)
     if kind in LOSSLESS and (audio.shape[1] < declared or _riff_is_cut(raw)):
         raise BadInput(f"{name} is cut off: its header promises more than the {audio.shape[1] / rate:.2f} s it holds")
     if audio.shape[1] == 0:

@@ -33,51 +33,64 @@ def measure(tracks: Sequence[np.ndarray], rate: int, gain: float = 1.0, mixed: b
         mixed: a last row for the sum of all tracks, which must fit into 16 bits.
     """
     rows = [np.atleast_2d(track) for track in tracks]
-    weighted = [_weighted(row, rate) for row in rows]
+    lufs = _loudness(rows, rate, mixed)
     if mixed:
         rows.append(reduce(np.add, rows))
-        weighted.append(_sum([wave for wave in weighted if wave is not None]))  # filtering is linear
-    peaks = [peak(row) / FULL_SCALE for row in rows]
+    seen = [_seen(row, int(SILENCE_BLOCK * rate)) for row in rows]
     return {
-        "lufs": np.array([_lufs(wave, rate) for wave in weighted], "f4"),
-        "peak": np.array([20 * np.log10(max(top, 1e-6)) for top in peaks], np.float32),
-        "clipped": np.array([_clipped_runs(row, CLIP_LEVEL * gain * FULL_SCALE) for row in rows], np.int64),
-        "silence": np.array([_silence(row, rate) for row in rows], np.float32),
+        "lufs": np.array(lufs, "f4"),
+        "peak": np.array([20 * np.log10(max(top / FULL_SCALE, 1e-6)) for top, _ in seen], np.float32),
+        "clipped": np.array(
+            [_clipped_runs(row, CLIP_LEVEL * gain * FULL_SCALE, top) for row, (top, _) in zip(rows, seen, strict=True)],
+            np.int64,
+        ),
+        "silence": np.array([silence for _, silence in seen], np.float32),
     }
 
 
-def _weighted(row: np.ndarray, rate: int) -> list[np.ndarray] | None:
-    """The K-weighted channels; None where all is zero."""
-    return [k_weighted(channel, rate) for channel in row] if row.any() else None
+def _loudness(rows: Sequence[np.ndarray], rate: int, mixed: bool) -> list[float]:
+    """LUFS of each of ``rows`` and, where ``mixed``, of their sum, for which nothing more is filtered: the filter is linear."""
+    found: list[float] = []
+    total: list[np.ndarray] = []
+    for row in rows:
+        weighted = [k_weighted(channel, rate) for channel in row] if row.any() else []
+        found.append(_lufs(weighted, rate))
+        if mixed:
+            total = (
+                [np.add(a, b, out=a) for a, b in zip(total, weighted, strict=True)]
+                if total and weighted
+                else total or weighted
+            )
+    return [*found, _lufs(total, rate)] if mixed else found
 
 
-def _sum(tracks: Sequence[list[np.ndarray]]) -> list[np.ndarray] | None:
-    return [reduce(np.add, channels) for channels in zip(*tracks, strict=True)] or None
+def _lufs(weighted: Sequence[np.ndarray], rate: int) -> float:
+    powers = [step_powers(channel, rate) for channel in weighted]
+    return round(integrated(reduce(np.add, powers)), 2) if powers else QUIETEST
 
 
-def _lufs(weighted: list[np.ndarray] | None, rate: int) -> float:
-    return (
-        QUIETEST if weighted is None else round(integrated(sum(step_powers(channel, rate) for channel in weighted)), 2)
-    )
+def _seen(row: np.ndarray, block: int) -> tuple[float, float]:
+    """The largest absolute sample of (C, n), and the share of blocks of ``block`` samples under SILENCE."""
+    count = row.shape[1] // block
+    blocks = row[:, : count * block].reshape(len(row), count, block)
+    tops = np.maximum(
+        blocks.max(axis=2, initial=0).astype(np.int32), -blocks.min(axis=2, initial=0).astype(np.int32)
+    ).max(axis=0)
+    limit = SILENCE * FULL_SCALE
+    silent = tops < limit  # then the RMS is, too
+    doubtful = np.flatnonzero(~silent & (tops < limit * np.sqrt(len(row) * block)))  # elsewhere one sample is enough
+    silent[doubtful] = np.mean(np.square(blocks[:, doubtful].astype(np.float64)), axis=(0, 2)) < limit**2
+    top = max(peak(row[:, count * block :]), float(tops.max(initial=0)))
+    return top, float(silent.mean()) if count else 0.0
 
 
-def _clipped_runs(row: np.ndarray, level: float) -> int:
-    if peak(row) < level:
+def _clipped_runs(row: np.ndarray, level: float, top: float) -> int:
+    if top < level:
         return 0
     full = np.abs(row.astype(np.int32)) >= level
     edges = np.diff(full.astype(np.int8), axis=1, prepend=0, append=0)
     lengths = np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1]
     return int((lengths >= CLIP_RUN).sum())
-
-
-def _silence(row: np.ndarray, rate: int) -> float:
-    block = int(SILENCE_BLOCK * rate)
-    count = row.shape[1] // block
-    if not count:
-        return 0.0
-    blocks = row[:, : count * block].astype(np.float32).reshape(len(row), count, block)
-    powers = np.einsum("cbn,cbn->b", blocks, blocks) / (len(row) * block)
-    return float((powers < (SILENCE * FULL_SCALE) ** 2).mean())
 
 
 def summarise(samples: Sequence[Mapping[str, Any]], tracks: int) -> dict[str, Any]:

@@ -43,12 +43,12 @@ def member(name: str, *payload: bytes | memoryview) -> list[bytes | memoryview]:
     if len(name.encode()) > NAME_LIMIT:
         raise ValueError(f"member name '{name}' is longer than {NAME_LIMIT} bytes")
     header = tarfile.TarInfo(name)
-    header.size, header.mode = sum(memoryview(part).nbytes for part in payload), 0o644
+    header.size, header.mode = sum(map(len, payload)), 0o644
     return [header.tobuf(tarfile.USTAR_FORMAT), *payload, b"\0" * (-header.size % BLOCK)]
 
 
-def encode(key: str, fields: Fields) -> bytes:
-    """One sample's members, sorted by field. ValueError for a key with a dot and for arrays of objects."""
+def encode(key: str, fields: Fields) -> list[bytes | memoryview]:
+    """One sample's members in pieces, sorted by field. ValueError for a key with a dot and for arrays of objects."""
     if "." in key:
         raise ValueError(f"key '{key}' holds a dot, which ends a key in WebDataset")
     pieces: list[bytes | memoryview] = []
@@ -58,7 +58,7 @@ def encode(key: str, fields: Fields) -> bytes:
         else:
             text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
             pieces += member(f"{key}.{field}.json", text.encode())
-    return b"".join(pieces)  # the one time that an array is copied
+    return pieces
 
 
 def _npy(array: np.ndarray) -> tuple[bytes, memoryview]:
@@ -100,9 +100,11 @@ class ShardWriter:
         if key in self._keys:
             raise ValueError(f"two samples of the key '{key}'")
         self._keys.add(key)
-        raw = encode(key, fields)
-        self._rows.append((self._offset, len(raw), xxhash.xxh3_64_intdigest(raw)))
-        self._write(raw)
+        start, digest = self._offset, xxhash.xxh3_64()
+        for piece in encode(key, fields):
+            digest.update(piece)
+            self._write(piece)
+        self._rows.append((start, self._offset - start, digest.intdigest()))
 
     def finish(self) -> Written:
         """End the tar, write the index, make both durable and read them back. Raises NotWritten."""
@@ -125,10 +127,10 @@ class ShardWriter:
         self._finished = True
         return written
 
-    def _write(self, raw: bytes) -> None:
-        self._file.write(raw)
-        self._hash.update(raw)
-        self._offset += len(raw)
+    def _write(self, piece: bytes | memoryview) -> None:
+        self._file.write(piece)
+        self._hash.update(piece)
+        self._offset += len(piece)
 
 
 def commit(writer: ShardWriter, folder: Path, name: str) -> None:

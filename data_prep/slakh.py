@@ -27,11 +27,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_prep import levels
-from data_prep.audio import FULL_SCALE, as_float, fitting_gain, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.slakh_reader import AUDIO, METADATA, MIDI, STEMS, midi_identity, read_stems, torn_groups, track_files
 from data_prep.splits import connected
-from data_prep.stage import BadInput, Fields, Input, InputFile, Samples
+from data_prep.stage import Fields, Input, InputFile, Samples
 from data_prep.wave_stage import SHARED_CODE, WaveStage, root_of, sample_key, with_levels
 from pipeline.errors import UserError
 
@@ -97,20 +96,15 @@ class SlakhStems(WaveStage):
         return ("/".join(stems),) if stems else ()
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> Song:
-        stems, there, unrendered = read_stems(item, read, self.sample_rate)
-        exact = stems.dtype == np.int32
-        mixture = stems.sum(axis=0, dtype=stems.dtype)
-        if not mixture.any():
-            raise BadInput("its stems are silent throughout")
-        gain = fitting_gain(*(peak(wave) / (FULL_SCALE if exact else 1) for wave in (mixture, stems)))
+        stems = read_stems(item, read, self.sample_rate)
         folder = next(part for part in PurePosixPath(item.files[0].path).parts if part in FOLDERS)
         names = {PurePosixPath(file.path).name for file in item.files}
         return Song(
             item.name,
-            stems.astype(np.int16) if exact and gain == 1 else pcm16(as_float(stems), gain),
-            np.array([stem in there for stem in STEMS]),
-            gain,
-            {"track": item.name, "folder": folder, "gain": gain, "unrendered": list(unrendered)},
+            stems.waves,
+            np.array([stem in stems.there for stem in STEMS]),
+            stems.gain,
+            {"track": item.name, "folder": folder, "gain": stems.gain, "unrendered": list(stems.unrendered)},
             FOLDERS[folder] != item.split,
             not names & {METADATA, MIDI},
         )

@@ -215,9 +215,8 @@ def test_a_lower_rate_is_refused_and_a_higher_one_resampled(corpus, track):
 def test_a_natural_decay_towards_high_frequencies_is_no_cliff(corpus):
     """Each demo track passes without its drums, which alone reach high."""
     for track in sorted((corpus / "slakh2100/train").iterdir()):
-        stems = load(track).stems / np.float32(32768)
-        assert not is_upsampled(stems.sum(axis=0) - stems[1], RATE, 4), track
-    assert not is_upsampled(np.zeros(RATE, np.float32), RATE, 1)
+        assert not is_upsampled(load(track).stems[[0, 2, 3]], RATE, 4), track
+    assert not is_upsampled(np.zeros((4, RATE), np.int16), RATE, 1)
 
 
 def test_silence_and_other_instruments_only(track):
