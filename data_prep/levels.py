@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.audio import FULL_SCALE, peak
-from data_prep.loudness import QUIETEST, integrated, k_weighted, step_powers
+from data_prep.loudness import integrated, step_powers
 from pipeline.manifest import SPLITS
 
 CLIP_RUN = 3  # successive samples
@@ -29,7 +29,7 @@ def measure(tracks: Sequence[np.ndarray], rate: int, gain: float = 1.0, mixed: b
     float32, the share of 50 ms blocks under -60 dBFS.
 
     Args:
-        rate: in Hz, a multiple of 100.
+        rate: in Hz, a multiple of 10.
         mixed: a last row for the sum of all tracks, which must fit into 16 bits.
     """
     rows = [np.atleast_2d(track) for track in tracks]
@@ -49,24 +49,12 @@ def measure(tracks: Sequence[np.ndarray], rate: int, gain: float = 1.0, mixed: b
 
 
 def _loudness(rows: Sequence[np.ndarray], rate: int, mixed: bool) -> list[float]:
-    """LUFS of each of ``rows`` and, where ``mixed``, of their sum, for which nothing more is filtered: the filter is linear."""
-    found: list[float] = []
-    total: list[np.ndarray] = []
-    for row in rows:
-        weighted = [k_weighted(channel, rate) for channel in row] if row.any() else []
-        found.append(_lufs(weighted, rate))
-        if mixed:
-            total = (
-                [np.add(a, b, out=a) for a, b in zip(total, weighted, strict=True)]
-                if total and weighted
-                else total or weighted
-            )
-    return [*found, _lufs(total, rate)] if mixed else found
-
-
-def _lufs(weighted: Sequence[np.ndarray], rate: int) -> float:
-    powers = [step_powers(channel, rate) for channel in weighted]
-    return round(integrated(reduce(np.add, powers)), 2) if powers else QUIETEST
+    """LUFS of each of ``rows`` and, where ``mixed``, of their sum."""
+    if mixed:
+        powers = np.sum([step_powers(channel, rate) for channel in zip(*rows, strict=True)], axis=0)
+    else:
+        powers = [sum(step_powers([channel], rate)[0] for channel in row) for row in rows]
+    return [round(integrated(power), 2) for power in powers]
 
 
 def _seen(row: np.ndarray, block: int) -> tuple[float, float]:
