@@ -127,7 +127,7 @@ def _tiles(sources: Sequence[Sequence[np.ndarray]], length: int) -> Iterator[tup
         for row, waves in zip(tile, sources, strict=True):
             for wave in waves:
                 piece = wave[place] if whole else as_float(wave[place]) * np.float32(FULL_SCALE)
-                row[: len(piece)] += piece
+                np.add(row[: len(piece)], piece, out=row[: len(piece)])
         yield place, tile
 
 
