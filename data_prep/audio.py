@@ -19,18 +19,11 @@ FULL_SCALE = 32768  # of PCM16
 HEADROOM = 0.999  # of full scale, so that the rounded stems of a mixture can be added up in 16 bits
 
 
-def decode(raw: bytes, name: str) -> tuple[np.ndarray, int]:
-    """(C, n) float32, full scale 1, and the sample rate in Hz; see ``decode_exactly``."""
-    audio, rate = decode_exactly(raw, name)
-    return as_float(audio), rate
+def decode(raw: bytes, name: str, exact_at: int | None = None) -> tuple[np.ndarray, int]:
+    """(C, n) float32, full scale 1, and the sample rate in Hz, of a WAV, FLAC, MP3 or whatever else libsndfile reads.
 
-
-def decode_exactly(raw: bytes, name: str) -> tuple[np.ndarray, int]:
-    """(C, n) and the sample rate in Hz, of a WAV, FLAC, MP3 or whatever else libsndfile reads: int16 of full scale 32768 where the file
-    holds that, else float32 of full scale 1.
-
-    Decoded from the first block to the last: a header's length is believed of no file. Raises BadInput for what is no audio, is cut
-    off, holds no sample, or numbers that are none.
+    A file of 16 bits and the rate ``exact_at`` is given as it is: int16, full scale 32768. Decoded from the first block to the last: a
+    header's length is believed of no file. Raises BadInput for what is no audio, is cut off, holds no sample, or numbers that are none.
     """
     import soundfile
 
@@ -38,7 +31,7 @@ def decode_exactly(raw: bytes, name: str) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             rate, kind, declared = file.samplerate, file.format, file.frames
-            dtype = "int16" if file.subtype == "PCM_16" else "float32"
+            dtype = "int16" if rate == exact_at and file.subtype == "PCM_16" else "float32"
             size = min(declared, LONGEST)
             while len(block := file.read(size or BLOCK, dtype=dtype, always_2d=True)):
                 blocks.append(block)
@@ -68,12 +61,12 @@ def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
         return audio
     import soxr
 
-    return np.ascontiguousarray(soxr.resample(audio.T, rate, to, quality="VHQ").astype(np.float32).T)
+    return np.ascontiguousarray(soxr.resample(audio.T, rate, to, quality="VHQ").T, np.float32)
 
 
 def decode_at(raw: bytes, name: str, to: int) -> np.ndarray:
     """(C, n) float32 at ``to`` Hz. Raises BadInput as ``decode`` does, and for a lower rate: nothing is upsampled."""
-    return as_float(_decode_at(raw, name, to))
+    return _at(decode(raw, name), name, to)
 
 
 def decode_mono_at(raw: bytes, name: str, to: int) -> np.ndarray:
@@ -81,15 +74,15 @@ def decode_mono_at(raw: bytes, name: str, to: int) -> np.ndarray:
 
     Raises BadInput as ``decode_at`` does.
     """
-    audio = _decode_at(raw, name, to)
+    audio = _at(decode(raw, name, exact_at=to), name, to)
     return audio[0] if len(audio) == 1 else mono(as_float(audio))
 
 
-def _decode_at(raw: bytes, name: str, to: int) -> np.ndarray:
-    audio, rate = decode_exactly(raw, name)
+def _at(decoded: tuple[np.ndarray, int], name: str, to: int) -> np.ndarray:
+    audio, rate = decoded
     if rate < to:
         raise BadInput(f"{name} has {rate} Hz, {to} Hz are needed and nothing is upsampled")
-    return audio if rate == to else resample(as_float(audio), rate, to)
+    return resample(audio, rate, to)
 
 
 def mono(audio: np.ndarray) -> np.ndarray:
