@@ -95,9 +95,10 @@ def test_a_block_is_silent_by_its_rms():
     assert found["peak"][0] == pytest.approx(20 * np.log10(3000 / 32768))
 
 
-def test_the_largest_sample_may_be_negative_and_the_last():
+@pytest.mark.parametrize("at", [100, -1])
+def test_the_largest_sample_may_be_negative_and_the_last(at):
     wave = np.zeros(10000, np.int16)
-    wave[-1] = -32768
+    wave[at] = -32768
     assert measure([wave], 44100)["peak"][0] == 0
 
 
