@@ -32,6 +32,7 @@ bench: setup
 	@$(VENV)/python benchmarks/loader.py
 	@$(VENV)/python benchmarks/restore.py
 	@$(VENV)/python benchmarks/prepare.py
+	@$(VENV)/python benchmarks/prepare.py --dataset slakh --recipe slakh_stems --tracks 12 --times 8 --inputs-per-shard 1
 	@$(VENV)/python benchmarks/trainer.py
 	@$(VENV)/python -m benchmarks.launch
 

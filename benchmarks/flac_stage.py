@@ -23,6 +23,7 @@ class FlacStage(Stage):
     """A sample is one segment: ``stems.npy``, int16 (stems, segment)."""
 
     segment: int = 6 * RATE
+    sample_rate: ClassVar[int] = RATE
     dataset: ClassVar[str] = "flac"
     code: ClassVar[tuple[str, ...]] = ("flac_stage",)
 

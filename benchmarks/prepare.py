@@ -1,9 +1,11 @@
 """How fast a dataset is prepared, beside the bare decoding and resampling of the same files on the same cores.
 
-    python benchmarks/prepare.py [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]
-    python benchmarks/prepare.py --dataset NAME --source DIR [--recipe R]      the same for a real dataset
+    python benchmarks/prepare.py [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]       a recipe that only decodes and resamples
+    python benchmarks/prepare.py --dataset slakh [--tracks 12] [--times 8] [--rate 48000]        a real recipe, on a demo corpus
+    python benchmarks/prepare.py --dataset NAME --source DIR [--recipe R]                        the same for a real dataset
 
-- bare: the stage's ``load`` alone for every input, in processes that share the inputs out beforehand; nothing is hashed or written.
+- bare: every audio file that the recipe reads is read, decoded to float32 and, where it has another rate than the recipe's, resampled by
+  soxr VHQ, in processes that share the files out beforehand; nothing is added up, cut, measured, hashed or written.
 - prepared: the whole of ``prepare.py``: inputs hashed twice, samples made, tars written, fsynced, read back, committed, manifest.
 Both start their processes anew, and both with 1 and with 2 of them; in one run, taking turns. A ratio compares what one turn measured:
 the time that passed, and the CPU time of all processes, which says the same on a machine that others use, too.
@@ -12,6 +14,9 @@ the time that passed, and the CPU time of all processes, which says the same on 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -22,29 +27,49 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import soundfile
+import soxr
 from flac_stage import FlacStage, write_source
 from rich.console import Console
 from rich.table import Table
 
+from data_prep import demo
 from data_prep.engine import prepare
 from data_prep.finish import finish
 from data_prep.prepare import find_stage
-from data_prep.stage import Input, Stage
+from data_prep.stage import Stage
 
 PROCESSES = (1, 2)
+AUDIO = (".flac", ".wav", ".mp3", ".ogg")
 
 
-def load_all(stage: Stage, source: Path, inputs: list[Input]) -> None:
+def render(folder: Path, dataset: str, tracks: int, times: int, rate: int | None) -> None:
+    """A demo corpus whose WAV and FLAC files are played ``times`` over, so that what starting costs does not count, at ``rate`` Hz."""
+    for _ in importlib.import_module(demo.DATASETS[dataset]).render(folder, tracks, 0):
+        pass
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".wav", ".flac") and (times > 1 or rate):
+            audio, own = soundfile.read(path, dtype="float32", always_2d=True)
+            audio = soxr.resample(audio, own, rate, quality="VHQ") if rate else audio
+            subtype = soundfile.info(path).subtype
+            soundfile.write(path, np.tile(np.clip(audio, -1, 32767 / 32768), (times, 1)), rate or own, subtype=subtype)
+
+
+def decode_all(files: list[Path], rate: int | None) -> None:
     """A process of the bare contender."""
-    for item in inputs:
-        stage.load(item, lambda path: (source / path).read_bytes())
+    for path in files:
+        audio, own = soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32")
+        if rate not in (None, own):
+            soxr.resample(audio, own, rate, quality="VHQ")
 
 
 def bare(stage: Stage, source: Path, processes: int) -> None:
-    inputs = stage.scan(source)
+    paths = sorted({source / file.path for item in stage.scan(source) for file in item.files})
+    paths = [path for path in paths if path.suffix in AUDIO]
+    rate = getattr(stage, "sample_rate", None)
     context = multiprocessing.get_context("spawn")
-    shares = [inputs[number::processes] for number in range(processes)]
-    crew = [context.Process(target=load_all, args=(stage, source, share)) for share in shares]
+    crew = [context.Process(target=decode_all, args=(paths[n::processes], rate)) for n in range(processes)]
     for process in crew:
         process.start()
     for process in crew:
@@ -83,38 +108,58 @@ def spread(ratios: list[float]) -> str:
 
 
 def show(seconds: dict[str, list[tuple[float, float]]], inputs: int) -> None:
-    columns = ("contender", "seconds", "inputs/s", "x bare", "x bare, CPU time", "scaling from 1")
+    columns = ("contender", "seconds", "inputs/s", "x bare", "x bare, CPU time", "scaling from 1", "x bare's scaling")
     table = Table(*columns, title=f"{os.cpu_count()} cores")
     rows = list(seconds.items())
+    scaling = {}
     for at, (name, times) in enumerate(rows):
-        beside, alone, processes = rows[at - at % 2][1], rows[at % 2][1], PROCESSES[at // 2]
+        with_one = rows[at % 2][1]
+        scaling[name] = [one[0] / t[0] / PROCESSES[at // 2] for one, t in zip(with_one, times, strict=True)]
+    for at, (name, times) in enumerate(rows):
+        beside, of_bare = rows[at - at % 2][1], scaling[rows[at - at % 2][0]]
         median = statistics.median(passed for passed, _ in times)
         table.add_row(
             name,
             f"{median:.1f}",
             f"{inputs / median:.2f}",
             *(spread([b[kind] / t[kind] for b, t in zip(beside, times, strict=True)]) for kind in (0, 1)),
-            spread([one[0] / t[0] / processes for one, t in zip(alone, times, strict=True)]),
+            spread(scaling[name]),
+            spread([own / bare for own, bare in zip(scaling[name], of_bare, strict=True)]),
         )
-    Console(width=140).print(table)
+    Console(width=170).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tracks", type=int, default=24, help="of four stems; made for the while")
-    parser.add_argument("--seconds", type=float, default=60.0, help="a track")
+    parser.add_argument(
+        "--tracks", type=int, help="made for the while; 24 of four stems, of a demo corpus its own number"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="a track, without --dataset")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where all is made for the while (default: the system's)")
-    parser.add_argument("--dataset", help="a real one instead, as prepare.py knows it")
-    parser.add_argument("--source", type=Path, help="where it lies")
-    parser.add_argument("--recipe")
+    parser.add_argument(
+        "--dataset", choices=sorted(demo.DATASETS), help="a real recipe, by the dataset that it is cut from"
+    )
+    parser.add_argument("--source", type=Path, help="where the dataset lies (default: its demo corpus is made)")
+    parser.add_argument("--recipe", help="default: the dataset's first")
+    parser.add_argument("--times", type=int, default=1, help="how often a demo corpus' files are played over")
+    parser.add_argument("--rate", type=int, help="Hz of a demo corpus' files (default: the dataset's)")
+    parser.add_argument(
+        "--inputs-per-shard", type=int, help="instead of the recipe's, so that few inputs can be shared out"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        source: Path = args.source or Path(name) / "source"
         if args.dataset:
-            stage, source = find_stage(args.dataset, args.recipe), args.source
+            stage = find_stage(args.dataset, args.recipe)
+            if args.inputs_per_shard:
+                stage = dataclasses.replace(stage, inputs_per_shard=args.inputs_per_shard)
+            if not args.source:
+                tracks = importlib.import_module(demo.DATASETS[args.dataset]).DEFAULT_TRACKS
+                render(source, args.dataset, args.tracks or tracks, args.times, args.rate)
         else:
-            stage, source = FlacStage("flac_stems", inputs_per_shard=1), Path(name) / "source"
-            write_source(source, args.tracks, args.seconds)
+            stage = FlacStage("flac_stems", inputs_per_shard=1)
+            write_source(source, args.tracks or 24, args.seconds)
         show(measure(stage, source, Path(name) / "out", args.repeats), len(stage.scan(source)))
 
 

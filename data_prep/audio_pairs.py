@@ -61,10 +61,7 @@ class PairStage(WaveStage):
     default_licence: ClassVar[str] = "Your own recordings; their licence is not known here."
 
     def _sample(self, key: str, given: Cut, wanted: Cut) -> tuple[str, Fields]:
-        waves = [cut.wave.astype(np.float32) / FULL_SCALE for cut in (given, wanted)]
-        measured = [
-            levels.measure([wave], self.sample_rate, cut.gain) for wave, cut in zip(waves, (given, wanted), strict=True)
-        ]
+        measured = [levels.measure([cut.wave], self.sample_rate, cut.gain) for cut in (given, wanted)]
         meta = {
             side: {"file": cut.file, "start": cut.start, "gain": cut.gain}
             for side, cut in zip(self.tracks, (given, wanted), strict=True)
@@ -75,7 +72,7 @@ class PairStage(WaveStage):
 
     def _cuts(self, file: str, audio: np.ndarray, gain: float) -> Iterator[Cut]:
         """The segments of (n,) float32."""
-        scaled = pcm16(np.float32(gain) * audio)
+        scaled = pcm16(audio, gain)
         for start in segment_starts(len(scaled), self.segment):
             wave, pad = segment(scaled, start, self.segment)
             yield Cut(file, start, wave, pad, gain)

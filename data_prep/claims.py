@@ -107,7 +107,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = owner_token()
-        self._held: Path | None = None
+        self._held: set[Path] = set()
         self._stop = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -118,22 +118,24 @@ class Claims:
             try:
                 with path.open("x") as file:
                     file.write(self.token)
-                self._held = path
+                self._held.add(path)
                 return True
             except FileExistsError:
                 if not self._remove_if_dead(path):
                     return False
         return False
 
-    def drop(self) -> None:
-        """Give the shard back, done or not."""
-        if self._held is not None:
-            self._held.unlink(missing_ok=True)
-            self._held = None
+    def drop(self, shard: str) -> None:
+        """Give ``shard`` back, done or not."""
+        path = self.folder / f"{shard}.claim"
+        path.unlink(missing_ok=True)
+        self._held.discard(path)
 
     def close(self) -> None:
+        """Give back whatever is still held."""
         self._stop.set()
-        self.drop()
+        for path in tuple(self._held):
+            self.drop(path.stem)
         (self.folder / f"{self.token}.clock").unlink(missing_ok=True)
 
     def _remove_if_dead(self, path: Path) -> bool:
@@ -149,10 +151,9 @@ class Claims:
     def _beat(self) -> None:
         here = self.folder / f"{self.token}.here"
         while not self._stop.wait(HEARTBEAT):
-            for path in (self._held, here):
+            for path in (*tuple(self._held), here):
                 try:
-                    if path is not None:
-                        os.utime(path)
+                    os.utime(path)
                 except FileNotFoundError:
                     continue  # finished in between, or never said
 

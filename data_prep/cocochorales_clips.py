@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.cocochorales_reader import scan_tracks
-from data_prep.stage import Input, Stage
+from data_prep.cocochorales_reader import SAMPLE_RATE, scan_tracks
+from data_prep.stage import Fields, Input, Samples, Stage
+from pipeline.manifest import SPLITS
 
 if TYPE_CHECKING:
     from models.features import MelSpec
@@ -73,6 +75,28 @@ class QueryBank:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What a sample is made of: ``mixture`` (bands, F) and ``sources`` (N, bands, F), float32 log-mel; ``clips`` by source."""
+
+    key: str
+    clips: tuple[Clip, ...]
+    gain: float
+    mixture: np.ndarray
+    sources: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrackMixtures:
+    """What a track gives: its mixtures, and clips with their log-mels (bands, F) as queries for other tracks; how many mixtures were
+    left out as silent."""
+
+    name: str
+    mixtures: tuple[Mixture, ...]
+    bank: tuple[tuple[Clip, np.ndarray], ...]
+    silent: int
+
+
+@dataclass(frozen=True)
 class ChoraleStage(Stage):
     """``sources`` voices a mixture, all of different ``instruments``, with ``queries`` clips for each."""
 
@@ -80,6 +104,31 @@ class ChoraleStage(Stage):
     queries: int
     instruments: tuple[str, ...]
     dataset: ClassVar[str] = "cocochorales"
+    frames: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def mel(self) -> MelSpec: ...
+
+    @abstractmethod
+    def notes(self, mixtures: Sequence[Mixture]) -> np.ndarray:
+        """int64 (instruments, pitches), how often each is heard."""
+
+    @abstractmethod
+    def own_fields(self, mixture: Mixture) -> Fields:
+        """The fields that only this case has."""
+
+    def own_facts(self, mixture: Mixture) -> dict[str, Any]:
+        """What only this case adds to ``meta``."""
+        return {}
+
+    def query_facts(self, clip: Clip) -> list[Any]:
+        """A query in ``meta``."""
+        return [clip.track, clip.voice, clip.start]
+
+    @property
+    def seconds(self) -> float:
+        return self.frames * self.mel.hop / SAMPLE_RATE
 
     def scan(self, source: Path) -> list[Input]:
         return scan_tracks(source)
@@ -92,6 +141,54 @@ class ChoraleStage(Stage):
         """All stems' contents: the same recording under another name has the same."""
         stems = sorted(f.hash for f in item.files if f.path.endswith(".wav") and f.size > 1024)
         return ("/".join(stems),) if len(stems) > 1 else ()
+
+    def assemble(self, loaded: Sequence[TrackMixtures]) -> tuple[Samples, dict[str, Any]]:
+        bank = QueryBank(entry for track in loaded for entry in track.bank)
+        mixtures = [mixture for track in loaded for mixture in track.mixtures]
+        usable = [mixture for mixture in mixtures if bank.serves(mixture.clips)]
+        # The loader permutes within windows of neighbours, so mixtures of one track must not stand next to each other
+        random.Random(f"{self.recipe}/order/{loaded[0].name if loaded else ''}").shuffle(usable)
+        samples = [(mixture.key, self._fields(mixture, bank)) for mixture in usable]
+        return samples, moments(mel for mixture in usable for mel in (mixture.mixture, mixture.sources)) | {
+            "samples": len(usable),
+            "notes": self.notes(usable).tolist(),
+            "no_query": len(mixtures) - len(usable),
+            "silent": sum(track.silent for track in loaded),
+        }
+
+    def _fields(self, mixture: Mixture, bank: QueryBank) -> Fields:
+        rng = random.Random(f"{self.recipe}/{mixture.key}/queries")
+        drawn = [bank.draw(rng, clip, self.queries) for clip in mixture.clips]
+        meta = {
+            "track": mixture.clips[0].track,
+            "start": mixture.clips[0].start,
+            "gain": mixture.gain,
+            "queries": [[self.query_facts(clip) for clip, _ in queries] for queries in drawn],
+        }
+        shared: Fields = {
+            "mixture": mixture.mixture,
+            "sources": mixture.sources,
+            "queries": np.stack([np.stack([mel for _, mel in queries]) for queries in drawn]),
+            "instrument": np.array([clip.instrument for clip in mixture.clips], np.int64),
+            "meta": meta | self.own_facts(mixture),
+        }
+        return shared | self.own_fields(mixture)
+
+    def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
+        return {
+            "instruments": list(self.instruments),
+            "sources": self.sources,
+            "queries": self.queries,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "sample_rate": SAMPLE_RATE,
+            "mel": mel_facts(self.mel),
+            **standardisation(summaries["train"]),
+            "samples": samples,
+        }
+
+    def hours(self, summaries: dict[str, list[dict[str, Any]]]) -> float:
+        return sum(s["samples"] for split in SPLITS for s in summaries[split]) * self.seconds / 3600
 
 
 def rms(wave: np.ndarray) -> float:

@@ -20,11 +20,10 @@ mixtures and sources), samples {train, valid, test}. Source: DisMix, arXiv 2408.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,20 +33,21 @@ from data_prep.cocochorales_clips import (
     SILENT,
     ChoraleStage,
     Clip,
-    QueryBank,
+    Mixture,
+    TrackMixtures,
     balance_rows,
     log_mels,
-    mel_facts,
-    moments,
     query_gain,
     rms,
-    standardisation,
 )
 from data_prep.cocochorales_reader import SAMPLE_RATE, Note, Voice, read_track
 from data_prep.segments import segment_starts
 from data_prep.stage import BadInput, Fields, Input, Samples
 from pipeline.errors import UserError
 from pipeline.manifest import SPLITS
+
+if TYPE_CHECKING:
+    from models.features import MelSpec
 
 FRAMES = 400
 PITCHES = 128  # MIDI numbers
@@ -57,26 +57,11 @@ HEARD_SPLITS = ("valid", "test")  # evaluation compares waveforms there
 
 
 @dataclass(frozen=True)
-class Window:
-    """``mixture`` (64, F) and ``sources`` (N, 64, F), float32 log-mel; ``pitch`` int64 (N, F); ``wave`` int16 (N, n)."""
+class Window(Mixture):
+    """``pitch`` int64 (N, F); ``wave`` int16 (N, n)."""
 
-    key: str
-    clips: tuple[Clip, ...]
-    gain: float
-    mixture: np.ndarray
-    sources: np.ndarray
     pitch: np.ndarray
     wave: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class TrackWindows:
-    """What a track gives: its windows, and each of their voices (log-mel (64, F)) as queries for other tracks."""
-
-    name: str
-    windows: tuple[Window, ...]
-    bank: tuple[tuple[Clip, np.ndarray], ...]
-    silent: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +70,19 @@ class LdmCase(ChoraleStage):
 
     ensembles: tuple[str, ...]
     windows_per_track: int
+    frames: ClassVar[int] = FRAMES
     code: ClassVar[tuple[str, ...]] = (
         *SHARED_CODE,
         "data_prep.cocochorales_ldm:LdmCase",
         "data_prep.segments:segment_starts",
         "models.features:AUDIOLDM2",
     )
+
+    @property
+    def mel(self) -> MelSpec:
+        from models.features import AUDIOLDM2
+
+        return AUDIOLDM2
 
     def scan(self, source: Path) -> list[Input]:
         tracks = super().scan(source)
@@ -102,10 +94,10 @@ class LdmCase(ChoraleStage):
             )
         return chosen
 
-    def load(self, item: Input, read: Callable[[str], bytes]) -> TrackWindows:
+    def load(self, item: Input, read: Callable[[str], bytes]) -> TrackMixtures:
         voices = read_track(item, read)
         if not self._fits(voices):
-            return TrackWindows(item.name, (), (), 0)
+            return TrackMixtures(item.name, (), (), 0)
         stems = _common(voices)
         starts, silent = [], 0
         for start in _starts(stems, self.windows_per_track):
@@ -114,7 +106,7 @@ class LdmCase(ChoraleStage):
             else:
                 starts.append(start)
         windows = tuple(self._window(item, voices, stems, start) for start in starts)
-        return TrackWindows(item.name, windows, self._bank(stems, windows, starts), silent)
+        return TrackMixtures(item.name, windows, self._bank(stems, windows, starts), silent)
 
     def _fits(self, voices: Sequence[Voice]) -> bool:
         """A query must identify one source, so no instrument may play twice."""
@@ -157,64 +149,29 @@ class LdmCase(ChoraleStage):
                 crops.append(query_gain(crop, self.sources) * crop)
         return tuple(zip(clips, log_mels(crops, AUDIOLDM2), strict=True))
 
-    def assemble(self, loaded: Sequence[TrackWindows]) -> tuple[Samples, dict[str, Any]]:
-        bank = QueryBank(entry for track in loaded for entry in track.bank)
-        windows = [window for track in loaded for window in track.windows]
-        usable = [window for window in windows if bank.serves(window.clips)]
-        # The loader permutes within windows of neighbours, so those of one track must not stand next to each other
-        random.Random(f"{self.recipe}/order/{loaded[0].name if loaded else ''}").shuffle(usable)
-        samples = [(window.key, self._fields(window, bank)) for window in usable]
+    def assemble(self, loaded: Sequence[TrackMixtures]) -> tuple[Samples, dict[str, Any]]:
+        samples, summary = super().assemble(loaded)
+        return samples, summary | {"unfit": sum(not track.mixtures and not track.silent for track in loaded)}
+
+    def notes(self, mixtures: Sequence[Mixture]) -> np.ndarray:
         notes = np.zeros((len(self.instruments), PITCHES + 1), np.int64)
-        for window in usable:
+        for window in mixtures:
+            assert isinstance(window, Window)
             for clip, pitch in zip(window.clips, window.pitch, strict=True):
                 notes[clip.instrument] += np.bincount(pitch, minlength=PITCHES + 1)
-        summary = moments(mel for window in usable for mel in (window.mixture, window.sources)) | {
-            "samples": len(usable),
-            "notes": notes.tolist(),
-            "no_query": len(windows) - len(usable),
-            "silent": sum(track.silent for track in loaded),
-            "unfit": sum(not track.windows and not track.silent for track in loaded),
-        }
-        return samples, summary
+        return notes
 
-    def _fields(self, window: Window, bank: QueryBank) -> Fields:
-        rng = random.Random(f"{self.recipe}/{window.key}/queries")
-        drawn = [bank.draw(rng, clip, self.queries) for clip in window.clips]
-        fields: Fields = {
-            "mixture": window.mixture,
-            "sources": window.sources,
-            "queries": np.stack([np.stack([mel for _, mel in queries]) for queries in drawn]),
-            "pitch": window.pitch,
-            "instrument": np.array([clip.instrument for clip in window.clips], np.int64),
-            "meta": {
-                "track": window.clips[0].track,
-                "start": window.clips[0].start,
-                "gain": window.gain,
-                "queries": [[[clip.track, clip.voice, clip.start] for clip, _ in queries] for queries in drawn],
-            },
-        }
-        return fields if window.wave is None else fields | {"wave": window.wave}
+    def own_fields(self, mixture: Mixture) -> Fields:
+        assert isinstance(mixture, Window)
+        fields: Fields = {"pitch": mixture.pitch}
+        return fields if mixture.wave is None else fields | {"wave": mixture.wave}
 
     def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
-        from models.features import AUDIOLDM2
-
-        return {
-            "instruments": list(self.instruments),
-            "sources": self.sources,
-            "queries": self.queries,
-            "frames": FRAMES,
-            "seconds": FRAMES * AUDIOLDM2.hop / SAMPLE_RATE,
-            "sample_rate": SAMPLE_RATE,
-            "rest": REST,
-            "pitch_classes": PITCHES + 1,
-            "mel": mel_facts(AUDIOLDM2),
-            **standardisation(summaries["train"]),
-            "samples": samples,
-        }
+        return super().info(summaries, samples) | {"rest": REST, "pitch_classes": PITCHES + 1}
 
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
         every = [summary for split in SPLITS for summary in summaries[split]]
-        hours = sum(s["samples"] for s in every) * 4 / 3600
+        hours = self.hours(summaries)
         no_query, silent, unfit = (sum(s[what] for s in every) for what in ("no_query", "silent", "unfit"))
         return "\n".join(
             [

@@ -25,7 +25,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -35,43 +35,23 @@ from data_prep.cocochorales_clips import (
     SILENT,
     ChoraleStage,
     Clip,
-    QueryBank,
+    Mixture,
+    TrackMixtures,
     balance_rows,
     log_mels,
-    mel_facts,
-    moments,
     query_gain,
     rms,
-    standardisation,
 )
 from data_prep.cocochorales_reader import SAMPLE_RATE, Chord, Voice, held_chords, read_track
-from data_prep.stage import Fields, Input, Samples
+from data_prep.stage import Fields, Input
 from pipeline.manifest import SPLITS
+
+if TYPE_CHECKING:
+    from models.features import MelSpec
 
 FRAMES = 10
 ATTACK = 0.15  # seconds after the last onset
 RELEASE = 0.01  # seconds before the first release
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """``mixture`` (128, F) and ``sources`` (N, 128, F), float32 log-mel; ``clips`` by source."""
-
-    key: str
-    clips: tuple[Clip, ...]
-    gain: float
-    mixture: np.ndarray
-    sources: np.ndarray
-
-
-@dataclass(frozen=True)
-class TrackMels:
-    """What a track gives: its mixtures, and its clips with their log-mels (128, F) as queries for other tracks."""
-
-    name: str
-    mixtures: tuple[Mixture, ...]
-    bank: tuple[tuple[Clip, np.ndarray], ...]
-    silent: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +61,7 @@ class SimpleCase(ChoraleStage):
     pitch_low: int
     pitch_high: int
     mixtures_per_track: int | None
+    frames: ClassVar[int] = FRAMES
     code: ClassVar[tuple[str, ...]] = (
         *SHARED_CODE,
         "data_prep.cocochorales_simple:SimpleCase",
@@ -88,9 +69,13 @@ class SimpleCase(ChoraleStage):
         "models.features:SIMPLE",
     )
 
-    def load(self, item: Input, read: Callable[[str], bytes]) -> TrackMels:
+    @property
+    def mel(self) -> MelSpec:
         from models.features import SIMPLE
 
+        return SIMPLE
+
+    def load(self, item: Input, read: Callable[[str], bytes]) -> TrackMixtures:
         voices = read_track(item, read)
         chosen, silent = self._choose(item.name, voices)
         rows = sorted(
@@ -104,43 +89,31 @@ class SimpleCase(ChoraleStage):
             clips.append(self._clip(item.name, chord, voice, start, voices))
             crops.append(crop * query_gain(crop, self.sources))
         mixtures = self._mixtures(item.name, voices, chosen)
-        return TrackMels(item.name, mixtures, tuple(zip(clips, log_mels(crops, SIMPLE), strict=True)), silent)
+        return TrackMixtures(item.name, mixtures, tuple(zip(clips, log_mels(crops, self.mel), strict=True)), silent)
 
-    def assemble(self, loaded: Sequence[TrackMels]) -> tuple[Samples, dict[str, Any]]:
-        bank = QueryBank(entry for track in loaded for entry in track.bank)
-        mixtures = [m for track in loaded for m in track.mixtures]
-        usable = [m for m in mixtures if bank.serves(m.clips)]
-        # The loader permutes within windows of neighbours, so mixtures of one chord must not stand next to each other
-        random.Random(f"{self.recipe}/order/{loaded[0].name if loaded else ''}").shuffle(usable)
-        samples = [(m.key, self._fields(m, bank)) for m in usable]
-        summary = self._summary(usable) | {
-            "no_query": len(mixtures) - len(usable),
-            "silent": sum(track.silent for track in loaded),
-        }
-        return samples, summary
+    def notes(self, mixtures: Sequence[Mixture]) -> np.ndarray:
+        notes = self._no_notes()
+        for mixture in mixtures:
+            for clip in mixture.clips:
+                assert clip.pitch is not None
+                notes[clip.instrument, clip.pitch - self.pitch_low] += 1
+        return notes
+
+    def own_fields(self, mixture: Mixture) -> Fields:
+        return {"pitch": np.array([clip.pitch for clip in mixture.clips], np.int64)}
+
+    def own_facts(self, mixture: Mixture) -> dict[str, Any]:
+        return {"voices": [clip.voice for clip in mixture.clips]}
+
+    def query_facts(self, clip: Clip) -> list[Any]:
+        return [*super().query_facts(clip), clip.pitch]
 
     def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
-        from models.features import SIMPLE
-
-        return {
-            "instruments": list(self.instruments),
-            "pitch_low": self.pitch_low,
-            "pitch_high": self.pitch_high,
-            "sources": self.sources,
-            "queries": self.queries,
-            "frames": FRAMES,
-            "seconds": FRAMES * SIMPLE.hop / SAMPLE_RATE,
-            "sample_rate": SAMPLE_RATE,
-            "mel": mel_facts(SIMPLE),
-            **standardisation(summaries["train"]),
-            "samples": samples,
-        }
+        return super().info(summaries, samples) | {"pitch_low": self.pitch_low, "pitch_high": self.pitch_high}
 
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
-        from models.features import SIMPLE
-
         every = [summary for split in SPLITS for summary in summaries[split]]
-        hours = sum(s["samples"] for s in every) * FRAMES * SIMPLE.hop / SAMPLE_RATE / 3600
+        hours = self.hours(summaries)
         no_query, silent = (sum(s[what] for s in every) for what in ("no_query", "silent"))
         return "\n".join(
             [
@@ -191,8 +164,6 @@ class SimpleCase(ChoraleStage):
     def _mixtures(
         self, track: str, voices: Sequence[Voice], chosen: Sequence[tuple[Chord, tuple[int, ...], float]]
     ) -> tuple[Mixture, ...]:
-        from models.features import SIMPLE
-
         crops, facts = [], []
         for chord, members, start in chosen:
             stems = [_crop(voices[i], start) for i in members]
@@ -202,7 +173,7 @@ class SimpleCase(ChoraleStage):
             clips = tuple(self._clip(track, chord, i, start, voices) for i in members)
             key = f"{track}-{round(start * 1000):06d}-{''.join(map(str, members))}"
             facts.append((key, clips, gain))
-        mels = log_mels(crops, SIMPLE)
+        mels = log_mels(crops, self.mel)
         mels = mels.reshape(len(facts), 1 + self.sources, *mels.shape[1:])
         return tuple(Mixture(*fact, mel[0], mel[1:]) for fact, mel in zip(facts, mels, strict=True))
 
@@ -210,34 +181,6 @@ class SimpleCase(ChoraleStage):
         pitch = chord.pitches[voice]
         assert pitch is not None
         return Clip(track, voice, start, self.instruments.index(voices[voice].instrument), pitch)
-
-    def _fields(self, mixture: Mixture, bank: QueryBank) -> Fields:
-        rng = random.Random(f"{self.recipe}/{mixture.key}/queries")
-        drawn = [bank.draw(rng, clip, self.queries) for clip in mixture.clips]
-        meta = {
-            "track": mixture.clips[0].track,
-            "start": mixture.clips[0].start,
-            "voices": [clip.voice for clip in mixture.clips],
-            "gain": mixture.gain,
-            "queries": [[[c.track, c.voice, c.start, c.pitch] for c, _ in queries] for queries in drawn],
-        }
-        return {
-            "mixture": mixture.mixture,
-            "sources": mixture.sources,
-            "queries": np.stack([np.stack([mel for _, mel in queries]) for queries in drawn]),
-            "pitch": np.array([clip.pitch for clip in mixture.clips], np.int64),
-            "instrument": np.array([clip.instrument for clip in mixture.clips], np.int64),
-            "meta": meta,
-        }
-
-    def _summary(self, mixtures: Sequence[Mixture]) -> dict[str, Any]:
-        notes = self._no_notes()
-        for mixture in mixtures:
-            for clip in mixture.clips:
-                assert clip.pitch is not None
-                notes[clip.instrument, clip.pitch - self.pitch_low] += 1
-        values = moments(mel for mixture in mixtures for mel in (mixture.mixture, mixture.sources))
-        return {"samples": len(mixtures), "notes": notes.tolist(), **values}
 
     def _no_notes(self) -> np.ndarray:
         return np.zeros((len(self.instruments), self.pitch_high - self.pitch_low + 1), np.int64)

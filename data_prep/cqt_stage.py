@@ -42,7 +42,7 @@ class CqtStage(WaveStage):
         Raises BadInput where a CQT cannot be computed: there is no substitute for one.
         """
         gain = fitting_gain(peak(audio))
-        stored = pcm16(np.float32(gain) * audio)
+        stored = pcm16(audio, gain)
         for start in segment_starts(len(stored), self.segment):
             piece, pad = segment(stored, start, self.segment)
             wave = piece.astype(np.float32) / FULL_SCALE
@@ -50,7 +50,7 @@ class CqtStage(WaveStage):
                 yield start, None
                 continue
             own: Fields = {"cqt": transform(wave), "audio": piece}
-            yield start, with_levels(own, levels.measure([wave], self.sample_rate, gain), pad)
+            yield start, with_levels(own, levels.measure([piece], self.sample_rate, gain), pad)
 
     def with_moments(self, samples: Samples, **counts: int) -> tuple[Samples, dict[str, Any]]:
         """What ``assemble`` returns: as ``gathered``, and the sums that mean and deviation of each bin come from."""

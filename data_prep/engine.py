@@ -15,9 +15,12 @@ what is there already, and watches over local worker processes.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import secrets
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +96,7 @@ def _agree(stage: Stage, inputs: list[Input], source: Path, folder: Path, worker
                 if not agreed.exists():
                     _settle(plan, folder, workers)
                     publish(work, agreed.name, plan.identity.encode())
-                claims.drop()
+                claims.drop(agreed.name)
                 forget_others(work, attempt)
             else:
                 time.sleep(POLL)
@@ -171,7 +174,8 @@ def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_
             duplex=False
         )  # one a worker: a shared queue would hang when its holder is killed
         process = context.Process(target=worker_main, args=(task, sender), daemon=True)
-        process.start()
+        with _one_thread():
+            process.start()
         sender.close()
         crew.append((process, receiver))
     try:
@@ -181,6 +185,21 @@ def _run(task: Task, plan: Plan, found: dict[str, Committed], workers: int, max_
             process.terminate()
         for process, _ in crew:
             process.join()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started within computes with one thread: a worker has a core, and additions one order.
+
+    It has to stand in the environment that the process is born with: NumPy's BLAS reads it while it is imported.
+    """
+    before = dict(os.environ)
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def _supervise(task: Task, plan: Plan, found: dict[str, Committed], crew: list[Any], max_failures: float) -> None:

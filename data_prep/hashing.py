@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.claims import Claims
-from data_prep.shards import file_hash
 from data_prep.stage import Input, InputFile
+from pipeline.files import hash_file
 
 CHUNK = 256  # files
 POLL = 0.2  # seconds between looks at chunks that others have claimed
@@ -86,7 +86,7 @@ def _make(path: Path, members: list[str], claims: Claims, hashed: Callable[[list
             aside.replace(path)  # whole, but not durable: what a power cut takes is found again
         return result
     finally:
-        claims.drop()
+        claims.drop(path.name)
 
 
 def name(attempt: str, chunk: int) -> str:
@@ -131,7 +131,7 @@ def _facts(path: Path, known: Facts | None) -> Facts:
     try:
         stat = path.stat()
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        return [*seen, known[-1] if known and known[:-1] == seen else file_hash(path)]
+        return [*seen, known[-1] if known and known[:-1] == seen else hash_file(path)]
     except OSError:
         return []
 

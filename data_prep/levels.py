@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from data_prep.audio import FULL_SCALE, peak
+from data_prep.loudness import integrated, step_powers
 from pipeline.manifest import SPLITS
 
-QUIETEST = -70.0  # LUFS; the absolute gate of BS.1770-4: what lies below counts as silence
 CLIP_RUN = 3  # successive samples
 CLIP_LEVEL = 0.999  # of full scale, before any gain of ours
 SILENCE = 1e-3  # RMS of a block: -60 dBFS
@@ -20,48 +21,64 @@ BIN_EDGES = np.arange(-70, 2, 2)  # LUFS
 PICTURE = "loudness.png"
 
 
-def measure(tracks: Sequence[np.ndarray], rate: int, gain: float = 1.0) -> dict[str, np.ndarray]:
-    """Levels of ``tracks``, each (n,) or (C, n), full scale 1, to which ``gain`` has been applied; arrays by track:
+def measure(tracks: Sequence[np.ndarray], rate: int, gain: float = 1.0, mixed: bool = False) -> dict[str, np.ndarray]:
+    """Levels of ``tracks``, each int16 (n,) or (C, n), full scale 32768, to which ``gain`` has been applied; arrays by track:
 
-    ``lufs`` float32, integrated loudness by ITU-R BS.1770-4, no less than QUIETEST; ``peak`` float32, dBFS of the largest sample, no less
-    than -120; ``clipped`` int64, runs of CLIP_RUN samples or more that were at full scale before the gain; ``silence`` float32, the share
-    of 50 ms blocks under -60 dBFS.
+    ``lufs`` float32, integrated loudness by ITU-R BS.1770-4 to 0.01 LU, no less than QUIETEST; ``peak`` float32, dBFS of the largest
+    sample, no less than -120; ``clipped`` int64, runs of CLIP_RUN samples or more that were at full scale before the gain; ``silence``
+    float32, the share of 50 ms blocks under -60 dBFS.
+
+    Args:
+        rate: in Hz, a multiple of 10.
+        mixed: a last row for the sum of all tracks, which must fit into 16 bits.
     """
     rows = [np.atleast_2d(track) for track in tracks]
-    peaks = [float(np.abs(row).max(initial=0.0)) for row in rows]
+    lufs = _loudness(rows, rate, mixed)
+    if mixed:
+        rows.append(reduce(np.add, rows))
+    seen = [_seen(row, int(SILENCE_BLOCK * rate)) for row in rows]
     return {
-        "lufs": np.array([_lufs(row, rate) if top else QUIETEST for row, top in zip(rows, peaks, strict=True)], "f4"),
-        "peak": np.array([20 * np.log10(max(top, 1e-6)) for top in peaks], np.float32),
-        "clipped": np.array([_clipped_runs(row, CLIP_LEVEL * gain) for row in rows], np.int64),
-        "silence": np.array([_silence(row, rate) for row in rows], np.float32),
+        "lufs": np.array(lufs, "f4"),
+        "peak": np.array([20 * np.log10(max(top / FULL_SCALE, 1e-6)) for top, _ in seen], np.float32),
+        "clipped": np.array(
+            [_clipped_runs(row, CLIP_LEVEL * gain * FULL_SCALE, top) for row, (top, _) in zip(rows, seen, strict=True)],
+            np.int64,
+        ),
+        "silence": np.array([silence for _, silence in seen], np.float32),
     }
 
 
-def _lufs(audio: np.ndarray, rate: int) -> float:
-    import pyloudnorm
+def _loudness(rows: Sequence[np.ndarray], rate: int, mixed: bool) -> list[float]:
+    """LUFS of each of ``rows`` and, where ``mixed``, of their sum."""
+    if mixed:
+        powers = np.sum([step_powers(channel, rate) for channel in zip(*rows, strict=True)], axis=0)
+    else:
+        powers = [sum(step_powers([channel], rate)[0] for channel in row) for row in rows]
+    return [round(integrated(power), 2) for power in powers]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the logarithm of a segment in which every block is gated
-        loudness = pyloudnorm.Meter(rate).integrated_loudness(audio.T)
-    return max(float(loudness), QUIETEST)
+
+def _seen(row: np.ndarray, block: int) -> tuple[float, float]:
+    """The largest absolute sample of (C, n), and the share of blocks of ``block`` samples under SILENCE."""
+    count = row.shape[1] // block
+    blocks = row[:, : count * block].reshape(len(row), count, block)
+    tops = np.maximum(
+        blocks.max(axis=2, initial=0).astype(np.int32), -blocks.min(axis=2, initial=0).astype(np.int32)
+    ).max(axis=0)
+    limit = SILENCE * FULL_SCALE
+    silent = tops < limit  # then the RMS is, too
+    doubtful = np.flatnonzero(~silent & (tops < limit * np.sqrt(len(row) * block)))  # elsewhere one sample is enough
+    silent[doubtful] = np.mean(np.square(blocks[:, doubtful].astype(np.float64)), axis=(0, 2)) < limit**2
+    top = max(peak(row[:, count * block :]), float(tops.max(initial=0)))
+    return top, float(silent.mean()) if count else 0.0
 
 
-def _clipped_runs(audio: np.ndarray, level: float) -> int:
-    full = np.abs(audio) >= level
-    if not full.any():
+def _clipped_runs(row: np.ndarray, level: float, top: float) -> int:
+    if top < level:
         return 0
+    full = np.abs(row.astype(np.int32)) >= level
     edges = np.diff(full.astype(np.int8), axis=1, prepend=0, append=0)
     lengths = np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1]
     return int((lengths >= CLIP_RUN).sum())
-
-
-def _silence(audio: np.ndarray, rate: int) -> float:
-    block = int(SILENCE_BLOCK * rate)
-    count = audio.shape[1] // block
-    blocks = audio[:, : count * block].reshape(len(audio), count, block)
-    return (
-        float((np.sqrt(np.mean(np.square(blocks, dtype=np.float64), axis=(0, 2))) < SILENCE).mean()) if count else 0.0
-    )
 
 
 def summarise(samples: Sequence[Mapping[str, Any]], tracks: int) -> dict[str, Any]:

@@ -17,11 +17,10 @@ import xxhash
 
 from data_prep.stage import Fields
 from pipeline.errors import RunFailed
-from pipeline.files import fsync_folder
+from pipeline.files import fsync_folder, hash_file
 from pipeline.shards import BLOCK, INDEX_DTYPE
 
 NAME_LIMIT = 100  # bytes of a member's name in a ustar header without prefix
-CHUNK = 1 << 22
 
 
 class NotWritten(RunFailed):
@@ -39,30 +38,37 @@ class Written:
     index_hash: str
 
 
-def member(name: str, payload: bytes) -> bytes:
-    """One tar member, header and padding included; owner, time and mode are fixed."""
+def member(name: str, *payload: bytes | memoryview) -> list[bytes | memoryview]:
+    """One tar member in pieces, header and padding included; owner, time and mode are fixed."""
     if len(name.encode()) > NAME_LIMIT:
         raise ValueError(f"member name '{name}' is longer than {NAME_LIMIT} bytes")
     header = tarfile.TarInfo(name)
-    header.size, header.mode = len(payload), 0o644
-    padding = -len(payload) % BLOCK
-    return header.tobuf(tarfile.USTAR_FORMAT) + payload + b"\0" * padding
+    header.size, header.mode = sum(map(len, payload)), 0o644
+    return [header.tobuf(tarfile.USTAR_FORMAT), *payload, b"\0" * (-header.size % BLOCK)]
 
 
-def encode(key: str, fields: Fields) -> bytes:
-    """One sample's members, sorted by field. ValueError for a key with a dot and for arrays of objects."""
+def encode(key: str, fields: Fields) -> list[bytes | memoryview]:
+    """One sample's members in pieces, sorted by field. ValueError for a key with a dot and for arrays of objects."""
     if "." in key:
         raise ValueError(f"key '{key}' holds a dot, which ends a key in WebDataset")
-    members = []
+    pieces: list[bytes | memoryview] = []
     for field, value in sorted(fields.items()):
         if isinstance(value, np.ndarray):
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.asarray(value, order="C"), version=(1, 0), allow_pickle=False)
-            members.append(member(f"{key}.{field}.npy", buffer.getvalue()))
+            pieces += member(f"{key}.{field}.npy", *_npy(value))
         else:
             text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-            members.append(member(f"{key}.{field}.json", text.encode()))
-    return b"".join(members)
+            pieces += member(f"{key}.{field}.json", text.encode())
+    return pieces
+
+
+def _npy(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """An array as a .npy file, in C order: header, and the array's own memory where it lies in that order."""
+    if array.dtype.hasobject:
+        raise ValueError("Object arrays would have to be pickled, and nothing is unpickled here")
+    header = io.BytesIO()
+    whole = np.asarray(array, order="C")
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
+    return header.getvalue(), whole.reshape(-1).view(np.uint8).data
 
 
 class ShardWriter:
@@ -94,9 +100,11 @@ class ShardWriter:
         if key in self._keys:
             raise ValueError(f"two samples of the key '{key}'")
         self._keys.add(key)
-        raw = encode(key, fields)
-        self._rows.append((self._offset, len(raw), xxhash.xxh3_64_intdigest(raw)))
-        self._write(raw)
+        start, digest = self._offset, xxhash.xxh3_64()
+        for piece in encode(key, fields):
+            digest.update(piece)
+            self._write(piece)
+        self._rows.append((start, self._offset - start, digest.intdigest()))
 
     def finish(self) -> Written:
         """End the tar, write the index, make both durable and read them back. Raises NotWritten."""
@@ -119,10 +127,10 @@ class ShardWriter:
         self._finished = True
         return written
 
-    def _write(self, raw: bytes) -> None:
-        self._file.write(raw)
-        self._hash.update(raw)
-        self._offset += len(raw)
+    def _write(self, piece: bytes | memoryview) -> None:
+        self._file.write(piece)
+        self._hash.update(piece)
+        self._offset += len(piece)
 
 
 def commit(writer: ShardWriter, folder: Path, name: str) -> None:
@@ -150,15 +158,6 @@ def difference(path: Path, size: int, digest: str) -> str:
         found = path.stat().st_size
         if found != size:
             return f"{path.name} is {found} bytes long, not {size}"
-        return "" if file_hash(path) == digest else f"{path.name} does not hold the bytes that were written"
+        return "" if hash_file(path) == digest else f"{path.name} does not hold the bytes that were written"
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
-
-
-def file_hash(path: Path) -> str:
-    """xxh3_128 of a file's bytes, in hex."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

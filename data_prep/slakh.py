@@ -27,11 +27,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_prep import levels
-from data_prep.audio import FULL_SCALE, fitting_gain, pcm16, peak
 from data_prep.segments import segment, segment_starts
 from data_prep.slakh_reader import AUDIO, METADATA, MIDI, STEMS, midi_identity, read_stems, torn_groups, track_files
 from data_prep.splits import connected
-from data_prep.stage import BadInput, Fields, Input, InputFile, Samples
+from data_prep.stage import Fields, Input, InputFile, Samples
 from data_prep.wave_stage import SHARED_CODE, WaveStage, root_of, sample_key, with_levels
 from pipeline.errors import UserError
 
@@ -97,19 +96,15 @@ class SlakhStems(WaveStage):
         return ("/".join(stems),) if stems else ()
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> Song:
-        stems, there, unrendered = read_stems(item, read, self.sample_rate)
-        mixture = stems.sum(axis=0)
-        if not mixture.any():
-            raise BadInput("its stems are silent throughout")
-        gain = fitting_gain(peak(mixture), peak(stems))
+        stems = read_stems(item, read, self.sample_rate)
         folder = next(part for part in PurePosixPath(item.files[0].path).parts if part in FOLDERS)
         names = {PurePosixPath(file.path).name for file in item.files}
         return Song(
             item.name,
-            pcm16(np.float32(gain) * stems),
-            np.array([stem in there for stem in STEMS]),
-            gain,
-            {"track": item.name, "folder": folder, "gain": gain, "unrendered": list(unrendered)},
+            stems.waves,
+            np.array([stem in stems.there for stem in STEMS]),
+            stems.gain,
+            {"track": item.name, "folder": folder, "gain": stems.gain, "unrendered": list(stems.unrendered)},
             FOLDERS[folder] != item.split,
             not names & {METADATA, MIDI},
         )
@@ -123,8 +118,7 @@ class SlakhStems(WaveStage):
                 if not stems.any():
                     silent += 1
                     continue
-                wave = stems.astype(np.float32) / FULL_SCALE
-                measured = levels.measure([*wave, wave.sum(axis=0)], self.sample_rate, song.gain)
+                measured = levels.measure([*stems], self.sample_rate, song.gain, mixed=True)
                 own: Fields = {"stems": stems, "present": song.present, "meta": {**song.facts, "start": start}}
                 key = sample_key(f"{song.facts['folder']}-{song.name}", start)
                 samples.append((key, with_levels(own, measured, pad)))

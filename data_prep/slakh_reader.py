@@ -7,13 +7,14 @@ every stem unrendered and has them all. Source: Manilow, Wichern, Seetharaman, L
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from data_prep.audio import decode_at, mono
+from data_prep.audio import FULL_SCALE, as_float, decode_mono_at, fitting_gain, peak
 from data_prep.stage import BadInput, Input
 
 STEMS = ("bass", "drums", "guitar", "piano")
@@ -23,6 +24,12 @@ AUDIO = (".flac", ".wav")
 SHORT_BY = 1.0  # seconds that a stem may end before the longest of its track
 LOW, HIGH = (8000.0, 10500.0), (13500.0, 16500.0)  # Hz, below and above what a file of 22,050 Hz can hold
 CLIFF = 3e-4  # of the density below: 35 dB less within an octave is a resampler's edge, not music
+TILE = 1 << 15  # samples of each stem that are added up at a time: what fits into a core's cache
+WINDOW, FEW, CLEARLY = (
+    4096,
+    16,
+    10.0,
+)  # samples, how many windows are looked at first, and how far above the bar they must be
 ROUNDING = 2.0**-30 / 12 / 22050  # density of the noise of rounding to 16 bits, per Hz, full scale 1
 
 
@@ -57,12 +64,21 @@ def midi_identity(folder: Path) -> tuple[str, ...]:
     return tuple(marks)
 
 
-def read_stems(
-    item: Input, read: Callable[[str], bytes], rate: int
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """(S, n) float32 at ``rate`` in the order of STEMS, the stems that are there, and the sources that exist as MIDI only.
+@dataclass(frozen=True)
+class Stems:
+    """``waves`` int16 (S, n) in the order of STEMS, full scale 32768, with ``gain`` applied; ``there`` names the stems that the track
+    has, ``unrendered`` the sources that exist as MIDI only."""
 
-    Stems may differ in length by SHORT_BY; they end in zeros then. Raises BadInput for whatever makes the track unusable.
+    waves: np.ndarray
+    gain: float
+    there: tuple[str, ...]
+    unrendered: tuple[str, ...]
+
+
+def read_stems(item: Input, read: Callable[[str], bytes], rate: int) -> Stems:
+    """The four stems of a track at ``rate``. Stems may differ in length by SHORT_BY; they end in zeros then.
+
+    Raises BadInput for whatever makes the track unusable.
     """
     paths = {PurePosixPath(file.path).name: file.path for file in item.files}
     if any("stems" in PurePosixPath(file.path).parts[-2:-1] for file in item.files) or METADATA in paths:
@@ -72,7 +88,7 @@ def read_stems(
     else:
         by_stem, unrendered = {stem: [f"{stem}.wav"] for stem in STEMS if f"{stem}.wav" in paths}, ()
     audio = {
-        name: mono(decode_at(read(paths[name]), name, rate)) for names in by_stem.values() for name in sorted(names)
+        name: decode_mono_at(read(paths[name]), name, rate) for names in by_stem.values() for name in sorted(names)
     }
     if not audio:
         raise BadInput("it has none of bass, drums, guitar and piano")
@@ -80,25 +96,71 @@ def read_stems(
     behind = (length - len(audio[shortest])) / rate
     if behind > SHORT_BY:
         raise BadInput(f"{shortest} ends {behind:.2f} s before the longest stem")
-    stems = np.zeros((len(STEMS), length), np.float32)
-    for row, stem in zip(stems, STEMS, strict=True):
-        for name in by_stem.get(stem, ()):
-            row[: len(audio[name])] += audio[name]
-    if is_upsampled(stems.sum(axis=0), rate, len(audio)):
+    waves, gain = _added_up([[audio[name] for name in by_stem.get(stem, ())] for stem in STEMS], length)
+    if not waves.any():
+        raise BadInput("its stems are silent throughout")
+    if is_upsampled(waves, rate, len(audio)):
         raise BadInput(f"no energy above 11 kHz: it was made at 22050 Hz and upsampled to {rate} Hz")
-    return stems, tuple(by_stem), unrendered
+    return Stems(waves, gain, tuple(by_stem), unrendered)
 
 
-def is_upsampled(mixture: np.ndarray, rate: int, sources: int) -> bool:
-    """Whether (n,) audio at ``rate`` holds nothing that 22,050 Hz could not: above 11 kHz there is no more than the rounding of
-    ``sources`` files to 16 bits leaves, or the spectrum falls there as only a resampler's filter does. False for silence."""
+def _added_up(sources: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, float]:
+    """int16 (S, length), each stem the sum of its sources (int16, or float32 of full scale 1), and the one gain applied to all: 1 unless
+    a stem or their sum would clip."""
+    stems, top = np.empty((len(sources), length), np.int16), 0.0
+    for place, tile in _tiles(sources, length):
+        top = max(top, peak(tile), peak(tile.sum(axis=0, dtype=tile.dtype)))
+        stems[:, place] = tile if tile.dtype == np.int32 else np.rint(tile)
+    gain = fitting_gain(top / FULL_SCALE)
+    if gain < 1:
+        for place, tile in _tiles(sources, length):
+            stems[:, place] = np.rint(tile.astype(np.float32) * np.float32(gain))
+    return stems, gain
+
+
+def _tiles(sources: Sequence[Sequence[np.ndarray]], length: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The stems piece by piece, (S, TILE) at full scale 32768: int32, and so exact, where all sources are int16, else float32."""
+    whole = all(wave.dtype == np.int16 for waves in sources for wave in waves)
+    for start in range(0, length, TILE):
+        place = slice(start, min(start + TILE, length))
+        tile = np.zeros((len(sources), place.stop - start), np.int32 if whole else np.float32)
+        for row, waves in zip(tile, sources, strict=True):
+            for wave in waves:
+                piece = wave[place] if whole else as_float(wave[place]) * np.float32(FULL_SCALE)
+                np.add(row[: len(piece)], piece, out=row[: len(piece)])
+        yield place, tile
+
+
+def is_upsampled(stems: np.ndarray, rate: int, sources: int) -> bool:
+    """Whether the mixture of int16 (S, n) at ``rate`` holds nothing that 22,050 Hz could not: above 11 kHz there is no more than the
+    rounding of ``sources`` files to 16 bits leaves, or the spectrum falls there as only a resampler's filter does. False for silence.
+
+    A few windows speak for the whole where they clear the bar by far; nothing is refused but on all that there is.
+    """
+    if rate < 2 * HIGH[1]:
+        return False
+    count = stems.shape[1] // WINDOW
+    if count > FEW:
+        at = WINDOW * (count * np.arange(FEW) // FEW)
+        low, high = _densities(stems[:, (at[:, None] + np.arange(WINDOW)).reshape(-1)], rate)
+        if high > CLEARLY * _bar(low, sources):
+            return False
+    low, high = _densities(stems, rate)
+    return high < _bar(low, sources) and bool(stems.any())
+
+
+def _bar(low: float, sources: int) -> float:
+    return max(4 * sources * ROUNDING, CLIFF * low)
+
+
+def _densities(stems: np.ndarray, rate: int) -> tuple[float, float]:
+    """Mean spectral density of the mixture of int16 (S, n) in the bands LOW and HIGH, full scale 1."""
     from scipy.signal import welch
 
-    if rate < 2 * HIGH[1] or not mixture.any():
-        return False
-    hertz, density = welch(mixture, rate, nperseg=min(4096, len(mixture)), noverlap=0)
+    mixture = as_float(stems.sum(axis=0, dtype=np.int32))
+    hertz, density = welch(mixture, rate, nperseg=min(WINDOW, len(mixture)), noverlap=0)
     low, high = (float(density[(hertz >= a) & (hertz < b)].mean()) for a, b in (LOW, HIGH))
-    return high < max(4 * sources * ROUNDING, CLIFF * low)
+    return low, high
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class VocalPairs(WaveStage):
         raw, mixed = aligned(mono(raw)[None], mixed, found.lag)
         gain = fitting_gain(peak(raw), peak(mixed))
         stereo = mixed if len(mixed) == 2 else np.repeat(mixed, 2, axis=0)
-        raw, stereo = (pcm16(np.float32(gain) * wave) for wave in (raw, stereo))
+        raw, stereo = (pcm16(wave, gain) for wave in (raw, stereo))
         return Song(item.name, raw, stereo, gain, found.lag, facts | {"gain": gain})
 
     def assemble(self, loaded: Sequence[Song]) -> tuple[Samples, dict[str, Any]]:
@@ -150,7 +150,6 @@ class VocalPairs(WaveStage):
         raw, pad = segment(song.raw, start, self.segment)
         mixed, _ = segment(song.mixed, start, self.segment)
         other = np.zeros_like(mixed) if reference is None else segment(song.mixed, reference, self.segment)[0]
-        waves = [wave.astype(np.float32) / FULL_SCALE for wave in (raw, mixed, other)]
         own: Fields = {
             "raw": raw,
             "mixed": mixed,
@@ -160,7 +159,7 @@ class VocalPairs(WaveStage):
             "lag": np.asarray(song.lag, np.int64),
             "meta": {**song.facts, "start": start, "reference_start": reference},
         }
-        measured = levels.measure(waves, self.sample_rate, song.gain)
+        measured = levels.measure([raw, mixed, other], self.sample_rate, song.gain)
         return sample_key(song.name, start), with_levels(own, measured, pad)
 
 

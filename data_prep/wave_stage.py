@@ -25,6 +25,7 @@ KEY_LENGTH = 48  # a member's name in a tar has 100 bytes, its field's name incl
 SHARED_CODE = (
     "data_prep.audio",
     "data_prep.levels:measure",
+    "data_prep.loudness",
     "data_prep.segments",
     "data_prep.wave_stage:sample_key",
     "data_prep.shards:ShardWriter",

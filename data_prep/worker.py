@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from data_prep.claims import Claims
 from data_prep.commits import WORK, Committed, done, publish
 from data_prep.plan import PLAN_NAME, PlannedShard, read_plan
 from data_prep.shards import ShardWriter, commit
-from data_prep.stage import BadInput, Input, Stage
+from data_prep.stage import BadInput, Input, Samples, Stage
 from pipeline.errors import RunFailed, UserError
 
 POLL = 0.2  # seconds between looks at what others do, at least
@@ -51,7 +52,6 @@ class Task:
 def worker_main(task: Task, tell: Any) -> None:
     """Entry point of the process; what goes wrong is told through ``tell`` (a connection) in one sentence."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor ends us
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch is imported: one order of additions
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work_off(task)
@@ -64,21 +64,42 @@ def worker_main(task: Task, tell: Any) -> None:
 
 
 def work_off(task: Task) -> None:
-    """Claim and build shards until all are committed, or (unless ``task.stay``) until others have claimed all that are left."""
+    """Claim and build shards until all are committed, or (unless ``task.stay``) until others have claimed all that are left.
+
+    A shard is written and made durable while the next one is made: at most two are in memory. Raises InputChanged, NotWritten, and
+    RunFailed where the folder has been given another plan meanwhile.
+    """
     plan = read_plan(task.folder)
     if plan is None or plan.identity != task.plan:
         raise RunFailed(taken_over(task.folder))
     claims = Claims(task.folder / WORK)
     try:
-        waiting = sorted(plan.shards, key=lambda shard: -len(shard.inputs))  # large ones first: the end is even
-        while waiting := [shard for shard in waiting if done(task.folder, shard) is None]:
-            looked = time.monotonic()
-            if not sum(_take_and_build(task, shard, claims) for shard in waiting):
-                if not task.stay:
-                    return
-                time.sleep(pause(looked))
+        with ThreadPoolExecutor(1) as writer:
+            waiting = sorted(plan.shards, key=lambda shard: -len(shard.inputs))  # large ones first: the end is even
+            while waiting := [shard for shard in waiting if done(task.folder, shard) is None]:
+                looked = time.monotonic()
+                if not _build_what_is_free(task, waiting, claims, writer):
+                    if not task.stay:
+                        return
+                    time.sleep(pause(looked))
     finally:
         claims.close()
+
+
+def _build_what_is_free(task: Task, waiting: list[PlannedShard], claims: Claims, writer: Executor) -> int:
+    """How many of ``waiting`` this process built."""
+    count, writing = 0, None
+    for shard in waiting:
+        if not _take(task, shard, claims):
+            continue
+        made = make(task, shard)
+        if writing is not None:
+            writing.result()
+        writing = writer.submit(_write, task, shard, made, claims)
+        count += 1
+    if writing is not None:
+        writing.result()
+    return count
 
 
 def pause(looked: float) -> float:
@@ -86,29 +107,36 @@ def pause(looked: float) -> float:
     return max(POLL, (time.monotonic() - looked) / LOOKING)
 
 
-def _take_and_build(task: Task, shard: PlannedShard, claims: Claims) -> bool:
-    """Whether this process built the shard."""
+def _take(task: Task, shard: PlannedShard, claims: Claims) -> bool:
+    """Whether the shard is to be built, and by this process."""
     try:
         if done(task.folder, shard) is not None or not claims.take(shard.name):
             return False
-        try:
-            if done(task.folder, shard) is not None:
-                return False
-            build(task, shard, claims.token)
-        finally:
-            claims.drop()
     except FileNotFoundError:
-        # Others took us for dead and cleared our files away, or finished everything and removed the work folder.
-        (task.folder / WORK).mkdir(exist_ok=True)
+        _work_again(task)
         return False
-    return True
+    if done(task.folder, shard) is None:
+        return True
+    claims.drop(shard.name)
+    return False
 
 
-def build(task: Task, shard: PlannedShard, token: str) -> None:
-    """Build one shard and commit it, in this order: tar, index, record.
+def _work_again(task: Task) -> None:
+    """Others took us for dead and cleared our files away, or finished everything and removed the work folder."""
+    (task.folder / WORK).mkdir(exist_ok=True)
 
-    Raises InputChanged, NotWritten, and RunFailed where the folder has been given another plan meanwhile.
-    """
+
+@dataclass(frozen=True)
+class Made:
+    """A shard in memory: what ``assemble`` gave, and the bad inputs."""
+
+    samples: Samples
+    summary: dict[str, Any]
+    quarantined: tuple[dict[str, str], ...]
+
+
+def make(task: Task, shard: PlannedShard) -> Made:
+    """Read and cut a shard's inputs. Raises InputChanged."""
     loaded, quarantined = [], []
     for item in shard.inputs:
         try:
@@ -116,17 +144,32 @@ def build(task: Task, shard: PlannedShard, token: str) -> None:
         except BadInput as error:
             quarantined.append({"input": item.name, "split": item.split, "reason": str(error)})
     samples, summary = task.stage.assemble(loaded)
+    return Made(samples, summary, tuple(quarantined))
+
+
+def _write(task: Task, shard: PlannedShard, made: Made, claims: Claims) -> None:
+    """``write`` in its thread, and give the shard back."""
+    try:
+        write(task, shard, made, claims.token)
+    except FileNotFoundError:
+        _work_again(task)
+    finally:
+        claims.drop(shard.name)
+
+
+def write(task: Task, shard: PlannedShard, made: Made, token: str) -> None:
+    """Write a shard and commit it, in this order: tar, index, record. Raises NotWritten, and RunFailed for another plan."""
     with ShardWriter(task.folder / WORK, f"{token}.{shard.name}") as writer:
-        for key, fields in samples:
+        for key, fields in made.samples:
             writer.add(key, fields)
         written = writer.finish()
         if _plan_identity(task.folder) != task.plan:
             raise RunFailed(taken_over(task.folder))
-        (task.folder / f"{shard.name}.json").unlink(
-            missing_ok=True
-        )  # a record of older content must not stand beside the new tar
+        # A record of older content must not stand beside the new tar
+        (task.folder / f"{shard.name}.json").unlink(missing_ok=True)
         commit(writer, task.folder, shard.name)
-    record = Committed(shard.name, shard.split, shard.key, written, len(shard.inputs), tuple(quarantined), summary)
+    bad = made.quarantined
+    record = Committed(shard.name, shard.split, shard.key, written, len(shard.inputs), bad, made.summary)
     publish(task.folder, f"{shard.name}.json", record.to_json())
 
 

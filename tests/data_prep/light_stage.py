@@ -59,6 +59,15 @@ class LightStage(Stage):
         return "Numbers."
 
 
+@dataclass(frozen=True)
+class ThreadsStage(LightStage):
+    """Its summary tells how many threads the libraries of its process were given."""
+
+    def assemble(self, loaded: Sequence[tuple[str, int]]) -> tuple[Samples, dict[str, Any]]:
+        samples, summary = super().assemble(loaded)
+        return samples, summary | {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+
+
 def write_source(folder: Path, count: int = 18) -> Path:
     """``count`` inputs, two thirds of them for training."""
     for i in range(count):

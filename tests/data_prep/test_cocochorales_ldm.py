@@ -138,7 +138,7 @@ def test_only_the_named_ensembles_are_used_and_repeated_instruments_are_left_out
     with pytest.raises(BadInput, match="does not fit metadata"):
         STAGE.load(dataclasses.replace(item, files=files), renamed)
     few = dataclasses.replace(STAGE, instruments=("violin", "flute"))
-    assert few.load(item, lambda path: (corpus / path).read_bytes()).windows == ()
+    assert few.load(item, lambda path: (corpus / path).read_bytes()).mixtures == ()
 
 
 def test_a_track_shorter_than_a_window_is_named(corpus):

@@ -1,11 +1,13 @@
 """Same bytes however many work on it and die over it; exactly what changed is built again; nothing is left behind."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep import claims
+from data_prep import claims, worker
 from data_prep.commits import WORK, read_committed, shard_files
 from data_prep.engine import allowed_failures, prepare
 from data_prep.finish import finish, verify
@@ -22,7 +24,7 @@ from data_prep.plan import code_version, make_plan, read_plan
 from data_prep.shards import differences
 from data_prep.worker import InputChanged, Task, work_off
 from pipeline.errors import RunFailed, UserError
-from tests.data_prep.light_stage import LightStage, Steps, ended, fork, tree, write_source
+from tests.data_prep.light_stage import LightStage, Steps, ThreadsStage, ended, fork, tree, write_source
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = LightStage("light", 3)
@@ -186,7 +188,7 @@ def changed_shards(folder: Path, change: Callable[[], LightStage | None], source
 
 
 class OtherCode(LightStage):
-    code = ("data_prep.shards:ShardWriter", "data_prep.shards:file_hash")
+    code = ("data_prep.shards:ShardWriter", "data_prep.shards:differences")
 
 
 class OtherWeights(LightStage):
@@ -364,6 +366,59 @@ def test_claims_of_the_dead_are_taken_and_those_of_the_living_are_not(tmp_path):
     first.close()
     second.close()
     assert not list(tmp_path.glob("*.clock"))
+
+
+def test_one_process_holds_a_shard_in_writing_and_one_in_the_making(tmp_path):
+    owner, other = claims.Claims(tmp_path), claims.Claims(tmp_path)
+    assert owner.take("train-000000")
+    assert owner.take("train-000001")
+    assert not other.take("train-000000")
+    owner.drop("train-000000")
+    assert other.take("train-000000")
+    assert not other.take("train-000001")
+    owner.close()
+    assert other.take("train-000001")
+    other.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_is_written_while_the_next_one_is_made(source, whole, tmp_path, monkeypatch):
+    """The first shard's writing waits until the second one is being read: without the overlap that would be for ever."""
+    second, log = threading.Event(), []
+    make, write = worker.make, worker.write
+
+    def making(task, shard):
+        log.append(f"make {shard.name}")
+        if len(log) > 1:
+            second.set()
+        return make(task, shard)
+
+    def writing(*given):
+        assert second.wait(30)
+        write(*given)
+
+    monkeypatch.setattr(worker, "make", making)
+    monkeypatch.setattr(worker, "write", writing)
+    build(source, tmp_path / "light")
+    assert tree(tmp_path / "light") == whole
+
+
+def test_what_goes_wrong_in_writing_stops_the_work(source, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "commit", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        build(source, tmp_path / "light")
+    assert not list((tmp_path / "light" / WORK).glob("*.claim")), "all claims are given back"
+    monkeypatch.undo()
+    build(source, tmp_path / "light")
+    assert tree(tmp_path / "light") == whole
+
+
+def test_workers_are_born_with_one_thread_and_their_parent_keeps_its_own(source, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    prepare(ThreadsStage("threads", 3), source, tmp_path / "out", 1, 0.05)
+    told = [json.loads(path.read_text())["summary"]["threads"] for path in (tmp_path / "out").glob("train-*.json")]
+    assert told and set(told) == {"1"}
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_the_work_folder_goes_with_the_last_one_wherever_the_others_are(tmp_path):

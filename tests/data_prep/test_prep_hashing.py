@@ -21,14 +21,14 @@ def place(tmp_path, monkeypatch) -> Path:
     """A source of 60 files in 15 chunks, a work folder, and a note in ``read`` of every file that is read."""
     write_source(tmp_path / "source", 60)
     enter(tmp_path / "work")
-    file_hash = hashing.file_hash
+    hash_file = hashing.hash_file
 
     def noted(path: Path) -> str:
         with (tmp_path / "read").open("a") as notes:
             notes.write(f"{path.name}\n")
-        return file_hash(path)
+        return hash_file(path)
 
-    monkeypatch.setattr(hashing, "file_hash", noted)
+    monkeypatch.setattr(hashing, "hash_file", noted)
     monkeypatch.setattr(hashing, "CHUNK", 4)
     return tmp_path
 

@@ -135,7 +135,7 @@ def test_every_flipped_bit_differs(tmp_path):
     key=st.text(alphabet="abcXYZ019_-", min_size=1, max_size=40),
 )
 def test_any_array_survives(array, key):
-    sample = decode(members(encode(key, {"x": array, "y": np.asfortranarray(array)})))
+    sample = decode(members(b"".join(encode(key, {"x": array, "y": np.asfortranarray(array)}))))
     assert sample["__key__"] == key
     assert sample["x"].dtype == array.dtype
     assert sample["x"].shape == array.shape
