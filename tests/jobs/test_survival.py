@@ -64,6 +64,7 @@ def test_one_signalled_rank_is_enough(undisturbed, demo_data, tmp_path):
     assert wait_for(lambda: started_steps(lab, 0), launcher)
     writer = lab.run.writer()["pid"]
     (other,) = [p for p in psutil.Process(launcher.pid).children() if p.pid != writer]
+    assert other.environ()["PYTHONPATH"].split(":")[0] == str(lab.run.code), "what runs is the snapshot"
     other.send_signal(signal.SIGUSR2)
     output = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 130 and lab.run.last_end()["reason"] == "warned", output

@@ -306,7 +306,7 @@ def test_three_ranks_in_two_attempts_end_with_the_bits_of_one(tmp_path):
 
 def test_the_deadline_stops_it_in_time_for_a_slow_save(lab):
     deadline = Deadline(time.time() + 600, slowest_save=294.9)  # the lead is 10 s and twice that
-    run, trainer = lab("a", max_steps=100000, save_every=1000, deadline=deadline)
+    run, trainer = lab("a", max_steps=3000, save_every=1000, deadline=deadline)
     assert trainer.fit() is Stop.WARNED
     end = run.last_end()
     assert end["reason"] == "warned" and run.steps()[-1] == end["step"]
