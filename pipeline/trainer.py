@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -81,7 +82,7 @@ class Trainer:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
         self.module.train()
-        with loader, self.watchdog.watching(start):
+        with loader, self.watchdog.watching(start), self.reporter.beating() if self.reporter else nullcontext():
             while self.at.step < section.max_steps and agreed is Stop.NO:
                 step = self.at.step + 1
                 self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
@@ -236,7 +237,7 @@ class Trainer:
     def _tell_faults(self, step: int, faults: list[str]) -> None:
         """Each rank names the damaged samples that it met, in the run's history and to whoever looks."""
         for fault in faults:
-            self.run.record("data_fault", step=step, rank=self.world.rank, message=fault)
+            self.run.note("data_fault", step=step, rank=self.world.rank, message=fault)
             print(f"warning: {fault}", file=sys.stderr, flush=True)
 
     def _validate(self, step: int) -> None:
