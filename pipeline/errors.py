@@ -21,6 +21,10 @@ class RunFailed(Exception):
     """The command was right and the work failed; the message says what of it failed and what to do."""
 
 
+class Unlucky(RunFailed):
+    """It failed by a node, a network or another process: the same start may go well, so on SLURM the job comes back."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint such as ``did you mean 'lr'?``; the empty string where nothing is near."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

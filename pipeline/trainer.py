@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from pipeline.config import RunConfig
 from pipeline.control import Stop
 from pipeline.distributed import Agreement
 from pipeline.engine import to_device
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, Unlucky
 from pipeline.fabric import Fabric
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import Manifest
@@ -74,6 +74,8 @@ class Trainer:
         stored = self._restore()
         self.attempt.startup.mark("restore")
         engine, optimizers = self.state.begin(stored)
+        if stored:
+            stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
         self._sound = loader.state_after(0)["position"]
@@ -127,18 +129,27 @@ class Trainer:
         """The newest good checkpoint, if any; rank 0 decides which one that is and the others follow."""
         found: checkpoints.StoredCheckpoint | None = None
         if self.reporter:
-            checkpoints.sweep(self.run.checkpoints)
-            found, rejected = checkpoints.load_newest(self.run.checkpoints)
+            self._warn(checkpoints.sweep(self.run.checkpoints))
+            found, rejected = checkpoints.load_newest(self.run.checkpoints, set_aside=True)
             for sentence in rejected:
                 self.reporter.event("checkpoint_rejected", message=sentence)
-                print(f"warning: {sentence}", file=sys.stderr, flush=True)
+            self._warn(rejected)
         step = self.agreement.maximum(found.step if found else 0)
         if step == 0:
             return None
-        stored = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        stored = found or self._follow(step)
         facts = stored.state
         self.at = Progress(stored.step, facts["data"], facts["validation_loss"], facts.get("losses", []))
         return stored
+
+    def _follow(self, step: int) -> checkpoints.StoredCheckpoint:
+        """The checkpoint that rank 0 has found good; RunFailed where this rank does not see it so."""
+        try:
+            return checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        except checkpoints.BadCheckpoint as error:
+            raise Unlucky(
+                f"rank {self.world.rank} cannot read what rank 0 can: {error}; look at its node's file system"
+            ) from error
 
     def _save(self) -> None:
         """Whoever holds something writes it, where rank 0 holds the lease. A failed write leaves the older ones."""
@@ -151,16 +162,21 @@ class Trainer:
         try:
             self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
             if self.reporter:
-                checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
+                self._warn(checkpoints.prune(self.run.checkpoints, self.config.trainer.keep))
         except OSError as error:
             failure = error
         if self.reporter and failure:
-            checkpoints.sweep(self.run.checkpoints)
+            self._warn(checkpoints.sweep(self.run.checkpoints))
             message = f"checkpoint at step {self.at.step} could not be written ({failure.strerror}); the older ones are intact"
             self.reporter.event("save_failed", step=self.at.step, message=message)
             self.reporter.say(f"warning: {message}")
         if self.reporter:
             self.reporter.saved(self.at.step, time.perf_counter() - began)
+
+    @staticmethod
+    def _warn(sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
     def _check_saved(self) -> None:
         """A run whose last weights are not on disk is not complete."""

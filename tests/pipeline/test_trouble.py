@@ -2,12 +2,14 @@
 
 import errno
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 import tests.pipeline.test_trainer as trainer_tests
-from pipeline import heartbeat, runs
+from pipeline import checkpoint, heartbeat, runs
 from pipeline.control import Stop
 from pipeline.errors import RunFailed
 from pipeline.files import append_line
@@ -55,7 +57,7 @@ def test_an_event_that_finds_no_room_is_said_and_training_goes_on(lab, monkeypat
 
 
 def test_what_later_attempts_go_by_is_written_down_or_the_run_stops(lab, monkeypatch):
-    run, trainer = lab()
+    _, trainer = lab()
     monkeypatch.setattr(runs, "append_line", no_room)
     with pytest.raises(RunFailed, match=r"history\.jsonl cannot be written .*is not begun; make room"):
         trainer.fit()
@@ -80,3 +82,23 @@ def test_the_heart_beats_through_a_long_validation(lab, monkeypatch):
     trainer.fit()
     assert len(beats) == len(set(beats)) == 2 and beats[1] - beats[0] >= 0.2
     assert run.heartbeat()["state"] == "complete" and run.heartbeat()["step"] == 5
+
+
+def test_a_resumed_run_holds_no_checkpoint_open_and_a_failed_prune_is_no_failed_save(lab, monkeypatch, capsys):
+    _, trainer = lab(max_steps=5)
+    trainer.fit()
+    run, trainer = lab(keep={"last": 1, "best": 0}, validate_every=100)
+    real, held = shutil.rmtree, []
+
+    def rmtree(path):
+        """As on NFS, where a folder with an open file stays; and one more that will not go."""
+        held.append(str(run.path) in Path("/proc/self/maps").read_text())
+        if "step_000000010" in path.name:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        real(path)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    assert trainer.fit() is Stop.NO
+    assert held and not any(held)
+    assert not [e for e in run.history() if e["event"] == "save_failed"]
+    assert "step_000000010_pruned cannot be removed" in capsys.readouterr().err
