@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -156,15 +156,15 @@ class Trainer:
         superseded = self.reporter is not None and not self.reporter.may_write()
         if self.agreement.maximum(int(superseded)):
             return
-        self.watchdog.alive()
         began = time.perf_counter()
         failure: OSError | None = None
-        try:
-            self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
-            if self.reporter:
-                self._warn(checkpoints.prune(self.run.checkpoints, self.config.trainer.keep))
-        except OSError as error:
-            failure = error
+        with self._while_rank_0_works():
+            try:
+                self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
+                if self.reporter:
+                    self._warn(checkpoints.prune(self.run.checkpoints, self.config.trainer.keep))
+            except OSError as error:
+                failure = error
         if self.reporter and failure:
             self._warn(checkpoints.sweep(self.run.checkpoints))
             message = f"checkpoint at step {self.at.step} could not be written ({failure.strerror}); the older ones are intact"
@@ -177,6 +177,15 @@ class Trainer:
     def _warn(sentences: Iterable[str]) -> None:
         for sentence in sentences:
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _while_rank_0_works(self) -> Iterator[None]:
+        """All ranks leave the block together. The others wait in an agreement, whose half hour outlasts the watchdogs' 25 minutes:
+        a gradient's collective would give up after five.
+        """
+        with self.watchdog.patient():
+            yield
+            self.agreement.maximum(0)
 
     def _check_saved(self) -> None:
         """A run whose last weights are not on disk is not complete."""
@@ -296,12 +305,15 @@ class Trainer:
         return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
 
     def _sample(self, step: int) -> None:
-        """Audio and pictures of the first validation batch; only rank 0, the others go on to the next collective."""
+        """Audio and pictures of the first validation batch, made by rank 0. A disk that has no room for them must not end the training."""
         if self.manifest.samples("valid") == 0:
             return
-        with self.state.whole() as module:
+        with self._while_rank_0_works(), self.state.whole() as module:
             if module is None:
                 return
             folder = self.run.samples / checkpoints.folder_name(step)
-            folder.mkdir(parents=True, exist_ok=True)
-            module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
+            except OSError as error:
+                self._warn([f"samples of step {step} cannot be written ({error.strerror}); training goes on"])

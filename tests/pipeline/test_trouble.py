@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +12,18 @@ import pytest
 
 import tests.pipeline.test_trainer as trainer_tests
 from pipeline import checkpoint, heartbeat, runs
-from pipeline.control import Stop
+from pipeline.attempt import Attempt
+from pipeline.config import ModelSection, parse_config
+from pipeline.control import Stop, StopFlag
+from pipeline.distributed import make_fabric
 from pipeline.errors import RunFailed
 from pipeline.files import append_line
+from pipeline.manifest import read_manifest
+from pipeline.runs import RunFolder
+from pipeline.trainer import Trainer
+from pipeline.watchdog import EXIT_HUNG
+from tests.pipeline.ranks import run_ranks
+from tests.pipeline.shard_factory import write_dataset
 
 lab = trainer_tests.lab
 Line = trainer_tests.Line
@@ -29,6 +40,14 @@ def no_room_for(*events):
         append_line(path, tree, **kwargs)
 
     return append
+
+
+class LongSample(Line):
+    """Samples for longer than a hang, and than a gradient's collective waits."""
+
+    def sample(self, batch, folder, step):
+        time.sleep(8 if step == 2 else 0)
+        (folder / "made").touch()
 
 
 class SlowLine(Line):
@@ -102,3 +121,55 @@ def test_a_resumed_run_holds_no_checkpoint_open_and_a_failed_prune_is_no_failed_
     assert held and not any(held)
     assert not [e for e in run.history() if e["event"] == "save_failed"]
     assert "step_000000010_pruned cannot be removed" in capsys.readouterr().err
+
+
+def test_a_sample_that_takes_long_is_no_hang_and_the_other_ranks_wait_for_it(tmp_path):
+    write_dataset(tmp_path / "data", [40])
+    write_dataset(tmp_path / "data", [7], split="valid")
+    codes, reasons = run_ranks(2, tmp_path / "stores", train_with_long_samples, str(tmp_path), timeout=6)
+    assert (codes, reasons) == ([0, 0], ["NO", "NO"])
+    assert [p.parent.name for p in sorted(tmp_path.rglob("made"))] == ["step_000000002", "step_000000004"]
+
+
+def train_with_long_samples(world, folder):
+    tree = {
+        "model": {"system": "line"},
+        "data": {"recipe": "toy", "batch_size": 4},
+        "optimizer": {"lr": 0.01},
+        "trainer": {"max_steps": 4, "sample_every": 2, "hang_seconds": 6},
+    }
+    config = parse_config(tree, ModelSection, "test")
+    run = RunFolder(Path(folder) / "run")
+    run.create()
+    attempt = Attempt(run.claim_attempt() if world.rank == 0 else None, StopFlag())
+    manifest, fabric = read_manifest(Path(folder) / "data"), make_fabric(config.trainer, world)
+    return Trainer(run, config, LongSample(config, {}), manifest, fabric, world, attempt).fit().name
+
+
+def test_a_sample_that_finds_no_room_ends_nothing(lab, capsys):
+    class NoRoom(Line):
+        def sample(self, batch, folder, step):
+            no_room(folder)
+
+    run, trainer = lab(kind=NoRoom, sample_every=10)
+    assert trainer.fit() is Stop.NO and run.steps()[-1] == 20
+    assert "samples of step 10 cannot be written (No space left on device); training goes on" in capsys.readouterr().err
+
+
+HUNG = """
+import sys, time
+from pathlib import Path
+from pipeline.runs import RunFolder
+from pipeline.watchdog import Watchdog
+
+with Watchdog(RunFolder(Path(sys.argv[1])), 0, 0.3).watching(1):
+    time.sleep(30)
+"""
+
+
+def test_a_hang_is_ended_where_nothing_can_be_written(tmp_path):
+    """No folder for logs, no history: the stacks go to stderr and the rank ends all the same."""
+    ended = subprocess.run([sys.executable, "-c", HUNG, tmp_path / "gone"], capture_output=True, text=True, timeout=25)
+    assert ended.returncode == EXIT_HUNG
+    assert "so it lacks: hung (rank 0, after_step 1" in ended.stderr
+    assert "<module>" in ended.stderr and "watchdog.py" in ended.stderr
