@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed import DistError, HashStore, Store
 
 from pipeline.distributed import device_kind
-from pipeline.errors import RunFailed
+from pipeline.errors import Unlucky
 from pipeline.world import World
 
 SECONDS = 20.0  # for each of the two parts: the whole gate answers within a minute
@@ -38,7 +38,7 @@ class Finding:
     problem: str = ""
 
 
-class BadNode(RunFailed):
+class BadNode(Unlucky):
     """The gate did not open. ``nodes``: those to blame, with why; empty where it cannot be told."""
 
     def __init__(self, nodes: dict[str, str], message: str) -> None:

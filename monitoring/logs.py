@@ -19,7 +19,9 @@ from pipeline.runs import RunFolder, find_run
 
 SLURM_LOG = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(?:err|out)")
 LOCAL_LOG = re.compile(r"local_([0-9a-f]+)_rank(\d+)\.log")
-FAILURE = re.compile(rb"^(?:Traceback \(most recent call last\)|error: |slurmstepd.*error|.*Killed)", re.MULTILINE)
+FAILURE = re.compile(
+    rb"^(?:Traceback \(most recent call last\)|error: |failed: |slurmstepd.*error|.*Killed)", re.MULTILINE
+)
 TAIL = 1 << 16  # bytes in which a failure is looked for
 SECONDS = 0.5  # between two looks while following
 

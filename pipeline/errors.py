@@ -31,16 +31,19 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def tell(error: UserError | RunFailed) -> int:
+    """Say it in its sentence on stderr; the exit code it deserves."""
+    mistaken = isinstance(error, UserError)
+    print(f"{'error' if mistaken else 'failed'}: {error}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR if mistaken else EXIT_FAILED
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process with the exit code its outcome deserves."""
     try:
         code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
-    except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        code = EXIT_FAILED
+    except (UserError, RunFailed) as error:
+        code = tell(error)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here.", file=sys.stderr)
         code = 130

@@ -77,12 +77,7 @@ class RunFolder:
 
     def last_end(self) -> dict[str, Any] | None:
         """The end of the newest attempt, or None where it has none: it runs, or was killed."""
-        for event in reversed(self.history()):
-            if event["event"] == "end":
-                return event
-            if event["event"] == "attempt":
-                return None
-        return None
+        return last_end(self.history())
 
     def last_took(self) -> dict[str, float]:
         """The slowest step and save that an earlier attempt has measured, in seconds; empty where none has ended."""
@@ -154,6 +149,12 @@ class RunFolder:
 
     def heartbeat(self) -> dict[str, Any] | None:
         return read_json(self.heartbeat_file)
+
+
+def last_end(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The end of the newest attempt in ``history``, or None where it has none."""
+    newest = next((e for e in reversed(history) if e["event"] in ("attempt", "end")), None)
+    return newest if newest and newest["event"] == "end" else None
 
 
 def list_runs(root: Path) -> list[RunFolder]:
