@@ -114,9 +114,19 @@ def already_there(plan: Plan, args: argparse.Namespace) -> Link | None:
 
 
 def attach(run: RunFolder) -> int:
-    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then."""
+    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then. A controller may be silent for a while."""
     told = ""
-    while (queued := living_job(run)) or run.writer():
+    while True:
+        try:
+            queued = living_job(run)
+        except UserError as error:
+            if told != str(error):
+                say(f"{error} Still waiting.")
+            told = str(error)
+            time.sleep(ATTACHED_SECONDS)
+            continue
+        if not queued and not run.writer():
+            break
         at = run.heartbeat() or {}
         state = f"job {queued[0]} {queued[1]}" if queued else "running"
         line = f"{run.name}: {state}, step {at.get('step', '?')}/{at.get('total', '?')}"
