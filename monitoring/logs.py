@@ -79,8 +79,10 @@ def choose(logs: list[RankLog], rank: int | None, *, died: bool) -> RankLog:
 
 
 def is_over(run: RunFolder) -> bool:
-    """Whether nothing will be written any more: complete, given up, stopped by hand, or failed."""
+    """Whether nothing will be written any more: complete, given up, stopped by hand, taken out of the queue, or failed."""
     last = run.history()[-1]
+    if last["event"] == "cancelled":
+        return bool(last.get("pending"))  # one that runs saves first, and says how it ended
     return last["event"] == "gave_up" or (
         last["event"] == "end" and last["reason"] in ("complete", "failed", "interrupted")
     )
