@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.configs import runs_root
 from pipeline.errors import run_command
-from pipeline.files import write_json
+from pipeline.files import without_nan, write_json
 from pipeline.runs import find_run
 
 
@@ -31,8 +31,11 @@ def main() -> int:
     figures = registry.part(trained.config.model.system, "evaluate").evaluate(
         trained.module, trained.manifest.folder, out
     )
-    write_json(run.evaluation_file, {"step": trained.step, "data": trained.manifest.identity, "figures": figures})
     show(figures)
+    kept, lost = without_nan(figures)
+    if lost:
+        print(f"warning: no finite number, so null in the file: {', '.join(lost)}", file=sys.stderr)
+    write_json(run.evaluation_file, {"step": trained.step, "data": trained.manifest.identity, "figures": kept})
     print(f"written to {run.evaluation_file}", file=sys.stderr)
     print(run.evaluation_file)
     return 0

@@ -155,7 +155,7 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
     if new:
         run.record("created", config=plan.config.model_dump(mode="json"))
     elif changed := differences(load_frozen(run.config_file), plan.config):
-        at = (run.steps() or [0])[-1]
+        at = rewind_to if rewind_to is not None else (run.steps() or [0])[-1]
         run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
         say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
     if rewind_to is not None:
