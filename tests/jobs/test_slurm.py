@@ -356,7 +356,7 @@ def test_no_controller_is_said(slurm, lab):
     with slurm.without_controller():
         done = command(*lab.words(), env={**slurm.environment, "SLURM_DEBUG": "0"}, timeout=120)
     assert done.returncode == 2 and "controller does not answer" in done.stderr, done.stderr
-    job = lab.submit(slurm, "--nodes", "3")
+    job = lab.submit(slurm)
     with slurm.without_controller():
         again = command(*lab.words(), env=slurm.environment, timeout=120)
     assert again.returncode == 2 and "controller does not answer" in again.stderr, again.stderr
