@@ -11,10 +11,9 @@ import sys
 
 import psutil
 
-from jobs.configs import runs_root
 from jobs.slurm_state import living_job
 from pipeline.errors import RunFailed, UserError, run_command
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def main() -> int:

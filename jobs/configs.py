@@ -45,10 +45,6 @@ def parse_tree(tree: dict[str, Any], where: str) -> RunConfig:
     return parse_config(tree, registry.model_config_class(system), where)
 
 
-def runs_root(given: str | None) -> Path:
-    return Path(given or os.environ.get("SLURMPHONY_RUNS") or ROOT / "runs").absolute()
-
-
 def data_root(given: str | None) -> Path:
     return Path(given or os.environ.get("SLURMPHONY_DATA") or ROOT / "data").absolute()
 

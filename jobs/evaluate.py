@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.configs import runs_root
 from pipeline.errors import run_command
 from pipeline.files import without_nan, write_json
-from pipeline.runs import find_run
+from pipeline.runs import find_run, runs_root
 
 
 def main() -> int:

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.configs import load_frozen, runs_root
+from jobs.configs import load_frozen
 from pipeline.errors import UserError, run_command
-from pipeline.runs import find_run
+from pipeline.runs import find_run, runs_root
 
 
 def main() -> int:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.clusters import Cluster
-from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named, runs_root
+from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named
 from pipeline.config import RunConfig, differences, identity_of
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.manifest import Manifest
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def say(text: str) -> None:
@@ -38,7 +38,7 @@ class Where:
 
     @property
     def runs_root(self) -> Path:
-        return runs_root(self.runs or self.cluster.runs)
+        return runs_root(self.runs, self.cluster.runs)
 
     @property
     def width(self) -> int:

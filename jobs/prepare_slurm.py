@@ -31,13 +31,14 @@ from data_prep.plan import code_version
 from data_prep.stage import Stage
 from jobs import snapshot
 from jobs.clusters import Cluster, load_cluster, minutes
-from jobs.configs import ROOT, load_named, runs_root
+from jobs.configs import ROOT, load_named
 from jobs.prepare_job import FAILURES, LaunchJob, PrepareJob, Role
 from jobs.slurm import setup_lines
 from jobs.slurm_errors import explain
 from jobs.slurm_state import LIVING, squeue
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_lines, write_json
+from pipeline.runs import runs_root
 
 ATTEMPT = "attempt.json"
 States = defaultdict[str, Counter[str]]
@@ -115,7 +116,7 @@ def launch_after(request: Request, job: str, names: list[str]) -> str:
     for name in names:
         load_named(name)  # a mistake is told now, not in a log tomorrow
     words = [names[0], *(word for name in names[1:] for word in ("--then", name)), "--cluster", request.cluster]
-    runs = runs_root(load_cluster(request.cluster).runs)
+    runs = runs_root(None, load_cluster(request.cluster).runs)
     words += ["--data", str(request.folder.parent), "--runs", str(runs)]
     executor = submitit.SlurmExecutor(folder=request.records / "logs", python=shlex.quote(sys.executable))
     cluster = load_cluster(request.cluster)

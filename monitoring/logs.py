@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError, run_command
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 SLURM_LOG = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(?:err|out)")
 LOCAL_LOG = re.compile(r"local_([0-9a-f]+)_rank(\d+)\.log")
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--follow", "-f", action="store_true", help="stay, and show what comes, until the run is over")
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
     args = parser.parse_args()
-    run = find_run(args.run, Path(args.runs or os.environ.get("SLURMPHONY_RUNS") or "runs").absolute())
+    run = find_run(args.run, runs_root(args.runs))
     logs = rank_logs(run)
     if not logs:
         raise UserError(

@@ -27,6 +27,7 @@ from pipeline.errors import RunFailed, UserError, nearest
 from pipeline.files import append_line, read_json, read_lines, write_json
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(-\d+)?")  # the identity; a sibling made by --new has a number behind it
+RUNS = Path(__file__).resolve().parent.parent / "runs"
 JOURNAL = re.compile(r"attempt_(\d+)\.jsonl")
 HEARTBEAT_STALE = 60.0  # seconds after which a writer on another host is taken for dead
 
@@ -134,7 +135,9 @@ class RunFolder:
     def writer(self) -> dict[str, Any] | None:
         """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides."""
         lease = read_json(self.lease_file)
-        if lease is None or self.last_end() is not None:
+        if (
+            lease is None or "process" not in lease or self.last_end() is not None
+        ):  # older leases do not tell the process
             return None
         if processes.is_here(lease["process"]):
             return lease if processes.is_alive(lease["process"]) else None
@@ -171,6 +174,11 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def runs_root(given: str | None, profile: str | None = None) -> Path:
+    """Where run folders lie: as typed, else as SLURMPHONY_RUNS or the cluster's profile say, else the project's own ``runs/``."""
+    return Path(given or os.environ.get("SLURMPHONY_RUNS") or profile or RUNS).absolute()
 
 
 def find_run(text: str, root: Path) -> RunFolder:

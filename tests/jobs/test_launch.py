@@ -77,6 +77,9 @@ def test_the_same_command_again_says_that_it_is_complete(finished, demo_data):
     run, runs = finished
     again = launch("dismix_demo", data=demo_data, runs=runs)
     assert again.returncode == 0 and "is complete at step 12" in again.stderr
+    assert f"next: python jobs/evaluate.py {run.path}, " in again.stderr, "it would not be found by its name"
+    named = launch("dismix_demo", data=demo_data, runs=runs, env={"SLURMPHONY_RUNS": str(runs)})
+    assert f"next: python jobs/evaluate.py {run.name}, " in named.stderr
     assert again.stdout.splitlines()[-1] == str(run.path)
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,13 @@ def test_a_disk_that_takes_no_more_warns_and_goes_on(run):
     assert journal.trouble is not None and "No space left" in journal.trouble
     os.close(real)
     journal.close()
+
+
+def test_what_is_typed_comes_before_the_environment_and_that_before_the_profile(monkeypatch):
+    monkeypatch.delenv("SLURMPHONY_RUNS", raising=False)
+    assert runs.runs_root(None).name == "runs" and runs.runs_root(None, "/profile") == Path("/profile")
+    monkeypatch.setenv("SLURMPHONY_RUNS", "/own")
+    assert runs.runs_root(None, "/profile") == Path("/own") and runs.runs_root("/typed", "/profile") == Path("/typed")
 
 
 def test_runs_are_found_by_folder_name_and_config(run, tmp_path):
