@@ -135,9 +135,7 @@ class RunFolder:
     def writer(self) -> dict[str, Any] | None:
         """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides."""
         lease = read_json(self.lease_file)
-        if (
-            lease is None or "process" not in lease or self.last_end() is not None
-        ):  # older leases do not tell the process
+        if lease is None or lease.get("process") is None or self.last_end() is not None:  # older leases tell no process
             return None
         if processes.is_here(lease["process"]):
             return lease if processes.is_alive(lease["process"]) else None
