@@ -8,46 +8,21 @@ may be lost, stolen twice or left behind, and no lock (flock is unreliable on sh
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import socket
 import threading
 from pathlib import Path
 
-import psutil
+from pipeline import processes
 
 HEARTBEAT = 5.0  # seconds
 STALE = 60.0  # seconds without a heartbeat after which an owner on another host counts as dead
 
 
-def owner_token(pid: int | None = None) -> str:
-    """``host~pid~start``: also tells this process from an earlier one that had the same pid. Fit for a file name."""
-    host = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
-    return f"{host}~{pid or os.getpid()}~{_started(pid or os.getpid())}"
-
-
-def _started(pid: int) -> int:
-    """When a process began, in a clock that nobody sets: ticks since boot on Linux. Raises psutil.NoSuchProcess."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return round(psutil.Process(pid).create_time() * 1000)  # no /proc here, or no such process
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def is_dead(token: str, age: float) -> bool:
     """Whether the owner is gone: asked of the kernel on this host, judged by the heartbeat's ``age`` (seconds) elsewhere."""
-    try:
-        host, pid, _ = token.split("~")
-        number = int(pid)
-    except ValueError:
+    if not processes.TOKEN.fullmatch(token):
         return age > HEARTBEAT  # its owner did not live to write its name, a matter of microseconds
-    if host != owner_token().split("~")[0]:
-        return age > STALE
-    try:
-        return owner_token(number) != token or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    return not processes.is_alive(token) if processes.is_here(token) else age > STALE
 
 
 def enter(folder: Path) -> None:
@@ -61,7 +36,7 @@ def stay(folder: Path) -> None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            (folder / f"{owner_token()}.here").touch()
+            (folder / f"{processes.token()}.here").touch()
             return
         except FileNotFoundError:
             continue  # removed in between, by one who has just finished
@@ -69,7 +44,7 @@ def stay(folder: Path) -> None:
 
 def depart(folder: Path) -> None:
     """Remove this process' files; the work may go on without it."""
-    for path in folder.glob(f"{owner_token()}.*"):
+    for path in folder.glob(f"{processes.token()}.*"):
         path.unlink(missing_ok=True)
 
 
@@ -96,7 +71,7 @@ def sweep(folder: Path) -> None:
 
 def _file_system_now(folder: Path) -> float:
     """Hosts' clocks may differ by more than STALE; the file system has one."""
-    clock = folder / f"{owner_token()}.clock"
+    clock = folder / f"{processes.token()}.clock"
     clock.touch()
     return clock.stat().st_mtime
 
@@ -106,7 +81,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.token = owner_token()
+        self.token = processes.token()
         self._held: set[Path] = set()
         self._stop = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()

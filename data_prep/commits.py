@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.claims import owner_token
 from data_prep.plan import PlannedShard
 from data_prep.shards import Written
+from pipeline import processes
 from pipeline.files import fsync_folder
 
 WORK = ".work"  # claims and unfinished files, named after their process; gone after success
@@ -67,7 +67,7 @@ def publish(folder: Path, name: str, payload: bytes) -> None:
     """Write a small file whole: aside, durable, renamed."""
     work = folder / WORK
     work.mkdir(exist_ok=True)
-    aside = work / f"{owner_token()}.{name}"
+    aside = work / f"{processes.token()}.{name}"
     with aside.open("wb") as file:
         file.write(payload)
         file.flush()

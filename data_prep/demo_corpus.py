@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.claims import is_dead, owner_token
+from data_prep.claims import is_dead
 from data_prep.plan import code_version
 from data_prep.synth import SOUNDFONT_CREDIT, soundfont
+from pipeline import processes
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
@@ -79,7 +80,7 @@ class Corpus:
         for path in out.glob(f".{self.top}-*"):
             if is_dead(path.name.partition("-")[2], 0.0):
                 shutil.rmtree(path)
-        aside = out / f".{self.top}-{owner_token()}"
+        aside = out / f".{self.top}-{processes.token()}"
         try:
             aside.mkdir(parents=True)
         except OSError as error:

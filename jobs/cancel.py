@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 
-from jobs.configs import runs_root
+import psutil
+
 from jobs.slurm_state import living_job
 from pipeline.errors import RunFailed, UserError, run_command
-from pipeline.runs import find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def main() -> int:
@@ -31,12 +32,12 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RunFailed(f"scancel {job[0]} failed: {done.stderr.strip()}")
-        run.record("cancelled", job_id=job[0])
+        run.record("cancelled", job_id=job[0], pending=pending)
         print(
             f"{run.name}: job {job[0]} {'is taken out of the queue' if pending else 'saves and ends'}.", file=sys.stderr
         )
     elif writer and writer["host"] == socket.gethostname():
-        os.kill(writer["pid"], signal.SIGINT)
+        interrupt(writer["pid"], run)
         run.record("cancelled")
         print(f"{run.name}: the training on this machine saves and ends.", file=sys.stderr)
     elif writer:
@@ -45,6 +46,18 @@ def main() -> int:
         print(f"{run.name} is neither queued nor running.", file=sys.stderr)
     print(run.path)
     return 0
+
+
+def interrupt(pid: int, run: RunFolder) -> None:
+    try:
+        os.kill(pid, signal.SIGINT)
+    except ProcessLookupError:
+        print(f"{run.name} has just ended.", file=sys.stderr)
+    except PermissionError:
+        owner = psutil.Process(pid).username()
+        raise UserError(
+            f"{run.name} is trained by {owner} (process {pid}), whom you cannot stop; ask {owner}."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -74,10 +74,6 @@ def output_folder(given: str | None, default: Path) -> Path:
     return folder
 
 
-def runs_root(given: str | None) -> Path:
-    return Path(given or os.environ.get("SLURMPHONY_RUNS") or ROOT / "runs").absolute()
-
-
 def data_root(given: str | None) -> Path:
     return Path(given or os.environ.get("SLURMPHONY_DATA") or ROOT / "data").absolute()
 

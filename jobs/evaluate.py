@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.configs import add_place_arguments, output_folder, runs_root
+from jobs.configs import add_place_arguments, output_folder
 from pipeline.errors import run_command
-from pipeline.files import write_json
-from pipeline.runs import find_run
+from pipeline.files import without_nan, write_json
+from pipeline.runs import find_run, runs_root
 
 
 def main() -> int:
@@ -28,8 +28,11 @@ def main() -> int:
     data = trained.require_data()
     out = output_folder(args.out, run.figures)
     figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
-    write_json(run.evaluation_file, {"step": trained.step, "data": trained.data["identity"], "figures": figures})
     show(figures)
+    kept, lost = without_nan(figures)
+    if lost:
+        print(f"warning: no finite number, so null in the file: {', '.join(lost)}", file=sys.stderr)
+    write_json(run.evaluation_file, {"step": trained.step, "data": trained.data["identity"], "figures": kept})
     print(f"written to {run.evaluation_file}", file=sys.stderr)
     print(run.evaluation_file)
     return 0

@@ -11,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.configs import load_frozen, runs_root
+from jobs.configs import load_frozen
 from pipeline.errors import RunFailed, UserError, run_command
 from pipeline.files import fsync_folder
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def main(words: list[str] | None = None) -> int:

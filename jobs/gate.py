@@ -18,12 +18,14 @@ import torch.distributed as dist
 from torch.distributed import DistError, HashStore, Store
 
 from pipeline.distributed import device_kind
-from pipeline.errors import RunFailed
+from pipeline.errors import Unlucky
 from pipeline.world import World
 
 SECONDS = 20.0  # for each of the two parts: the whole gate answers within a minute
 PATIENCE = 5.0  # beyond that, for what the ranks say of it to arrive
 SLOW = 3.0  # times the median of all GPUs
+NOTICEABLE = 0.1  # seconds for all products; what is faster than that is no reason to go without a node for a day
+PRODUCTS = 30  # that are timed together: one takes milliseconds, and anything may come between
 WIDTH = {"cuda": 8192, "cpu": 256}  # of the square matrices
 NUMBERS = {"cuda": 1 << 26, "cpu": 1 << 18}  # float32 values that are summed
 
@@ -38,7 +40,7 @@ class Finding:
     problem: str = ""
 
 
-class BadNode(RunFailed):
+class BadNode(Unlucky):
     """The gate did not open. ``nodes``: those to blame, with why; empty where it cannot be told."""
 
     def __init__(self, nodes: dict[str, str], message: str) -> None:
@@ -72,18 +74,28 @@ def gate(world: World, store: Store | None, key: str, node: str, nodes: dict[int
 
 
 def _product(world: World, device: torch.device, node: str) -> Finding:
-    """Every row holds one small integer, the width is a power of two: the product is exact in bfloat16, however it is summed."""
-    began = time.perf_counter()
+    """What comes after a first product is timed: that one starts CUDA and loads its libraries, slowly on a cold node."""
+    width, seconds = WIDTH[device.type], 0.0
     try:
-        width = WIDTH[device.type]
-        rows = (torch.arange(width, device=device) % 7 + 1).float()
-        left = rows[:, None].repeat(1, width).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-        product = torch.mm(left, torch.ones_like(left)).float()
-        wrong = int((product != (rows * width)[:, None]).sum())
-        problem = f"{wrong} of {width * width} products are wrong" if wrong else ""
+        for times in (1, PRODUCTS):
+            began = time.perf_counter()
+            wrong = _wrong_products(width, device, times)
+            seconds = time.perf_counter() - began
+            if wrong:
+                return Finding(world.rank, node, seconds, f"{wrong} of {width * width} products are wrong")
     except RuntimeError as error:  # whatever a broken GPU says
-        problem = f"a matrix product failed: {' '.join(str(error).split())[:200]}"
-    return Finding(world.rank, node, time.perf_counter() - began, problem)
+        return Finding(world.rank, node, seconds, f"a matrix product failed: {' '.join(str(error).split())[:200]}")
+    return Finding(world.rank, node, seconds)
+
+
+def _wrong_products(width: int, device: torch.device, times: int) -> int:
+    """Every row holds one small integer, the width is a power of two: the product is exact in bfloat16, however it is summed."""
+    rows = (torch.arange(width, device=device) % 7 + 1).float()
+    left = rows[:, None].repeat(1, width).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    ones = torch.ones_like(left)
+    for _ in range(times):
+        product = torch.mm(left, ones)
+    return int((product != (rows * width)[:, None]).sum())
 
 
 def _sum(world: World, device: torch.device, node: str) -> Finding:
@@ -151,7 +163,7 @@ def blame(found: list[Finding], compare: bool) -> dict[str, str] | None:
     bad = {f.rank: f.problem for f in found if f.problem}
     if compare:
         usual = statistics.median(f.seconds for f in found)
-        slow = [f for f in found if not f.problem and f.seconds > SLOW * usual]
+        slow = [f for f in found if not f.problem and f.seconds > max(SLOW * usual, NOTICEABLE)]
         bad |= {f.rank: f"rank {f.rank} took {f.seconds:.2f} s where {usual:.2f} s is usual" for f in slow}
     if not bad:
         return None

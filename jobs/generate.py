@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.configs import add_place_arguments, load_frozen, output_folder, runs_root
+from jobs.configs import add_place_arguments, load_frozen, output_folder
 from pipeline.errors import UserError, run_command
-from pipeline.runs import find_run
+from pipeline.runs import find_run, runs_root
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from jobs.clusters import choose_cluster, load_cluster
-from jobs.configs import data_root, load_named
+from jobs.configs import data_root, find_data, load_named
 from jobs.planning import Plan, Where, plan_named, plan_resume, say
 from jobs.start import Link, launch
 from pipeline.errors import UserError, run_command
@@ -112,6 +112,7 @@ def main(words: list[str] | None = None) -> int:
         from jobs.grid import launch_grid
 
         return launch_grid(args, where)
+    check_chain(args, where)
     link = None
     for name in (args.name, *args.then):
         plan = plan_link(args, name, where, link)
@@ -131,6 +132,14 @@ def describe(args: argparse.Namespace) -> int:
     folder = data_root(args.data) / config.data.folder_name
     show(config, folder if (folder / "manifest.json").is_file() else None)
     return 0
+
+
+def check_chain(args: argparse.Namespace, where: Where) -> None:
+    """UserError for a link whose config or data is wrong, before the first one is queued or has trained for days."""
+    for name in args.then:
+        config = load_named(name)
+        if not args.dry_run:
+            find_data(config, data_root(where.data or where.cluster.data))
 
 
 def plan_link(args: argparse.Namespace, name: str | None, where: Where, before: Link | None) -> Plan:

@@ -39,9 +39,13 @@ def run_local(run: RunFolder, processes: int) -> dict:
     if failed is not None:
         raise RunFailed(_obituary(run, ranks, failed, launch))
     end = run.last_end()
-    if end is None:
+    if end is None and run.writer():
         raise RunFailed(
             f"{run.name} is being trained by a later attempt, so this one stopped; --wait follows that one."
+        )
+    if end is None:
+        raise RunFailed(
+            f"{run.name} has stopped, and its history lacks how; the same command goes on from its last checkpoint."
         )
     return end
 

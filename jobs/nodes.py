@@ -1,7 +1,8 @@
-"""Nodes that let a run down, kept out of its way for a day: ``<runs root>/excluded_nodes.json``.
+"""Nodes that let a run down, kept out of its way for a day: ``<runs root>/excluded_nodes/<node>.json``.
 
 A node gets there when it fails the gate (``jobs.gate``) or went down under a run. All runs of a runs root share the list: what one has
-learnt spares the next. An entry expires by itself; the file may be edited or removed by hand at any time.
+learnt spares the next. A node has a file of its own, so that runs that write at once lose nothing and need no lock. An entry expires by
+itself; a file may be removed by hand at any time.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from pipeline.files import read_json, write_json
 from pipeline.runs import RunFolder
 
 HOURS = 24.0
-FILE = "excluded_nodes.json"
+FOLDER = "excluded_nodes"
 
 
 def exclude(runs: Path, node: str, why: str, run: RunFolder) -> None:
-    """Keep ``node`` out for a day. Two runs that write at once lose one entry, which the next failure brings back."""
+    """Keep ``node`` out for a day."""
+    (runs / FOLDER).mkdir(exist_ok=True)
     entry = {"until": round(time.time() + HOURS * 3600), "why": why, "run": run.name}
-    write_json(runs / FILE, {**excluded(runs), node: entry})
+    write_json(runs / FOLDER / f"{node}.json", entry)
 
 
 def excluded(runs: Path) -> dict[str, dict[str, object]]:
     """The nodes that are out now, with until when, why, and which run said so."""
-    listed = read_json(runs / FILE) or {}
-    return {node: entry for node, entry in listed.items() if entry["until"] > time.time()}
+    listed = {path.stem: read_json(path) for path in sorted((runs / FOLDER).glob("[!.]*.json"))}
+    return {node: entry for node, entry in listed.items() if entry and entry["until"] > time.time()}
 
 
 def to_exclude(runs: Path, partition: str | None, needed: int) -> list[str]:

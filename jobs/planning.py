@@ -13,12 +13,12 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.clusters import Cluster
-from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named, runs_root
+from jobs.configs import ROOT, data_root, find_data, load_frozen, load_named
 from pipeline.config import RunConfig, differences, identity_of
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.manifest import Manifest
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def say(text: str) -> None:
@@ -39,7 +39,7 @@ class Where:
 
     @property
     def runs_root(self) -> Path:
-        return runs_root(self.runs or self.cluster.runs)
+        return runs_root(self.runs, self.cluster.runs)
 
     @property
     def width(self) -> int:
@@ -162,7 +162,7 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
     if new:
         run.record("created", config=plan.config.model_dump(mode="json"))
     elif changed := differences(load_frozen(run.config_file), plan.config):
-        at = (run.steps() or [0])[-1]
+        at = rewind_to if rewind_to is not None else (run.steps() or [0])[-1]
         run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
         say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
     if rewind_to is not None:

@@ -31,17 +31,17 @@ from data_prep.plan import code_version
 from data_prep.stage import Stage
 from jobs import snapshot
 from jobs.clusters import Cluster, load_cluster, minutes
-from jobs.configs import ROOT, load_named, runs_root
+from jobs.configs import ROOT, load_named
 from jobs.prepare_job import FAILURES, LaunchJob, PrepareJob, Role
 from jobs.slurm import setup_lines
 from jobs.slurm_errors import explain
-from jobs.slurm_state import LIVING
+from jobs.slurm_state import LIVING, squeue
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_lines, write_json
+from pipeline.runs import runs_root
 
 ATTEMPT = "attempt.json"
 States = defaultdict[str, Counter[str]]
-ANSWER = 60.0  # seconds that squeue may take
 LOOK = 2.0  # seconds between two looks at a job that is waited for
 
 
@@ -116,7 +116,7 @@ def launch_after(request: Request, job: str, names: list[str]) -> str:
     for name in names:
         load_named(name)  # a mistake is told now, not in a log tomorrow
     words = [names[0], *(word for name in names[1:] for word in ("--then", name)), "--cluster", request.cluster]
-    runs = runs_root(load_cluster(request.cluster).runs)
+    runs = runs_root(None, load_cluster(request.cluster).runs)
     words += ["--data", str(request.folder.parent), "--runs", str(runs)]
     executor = submitit.SlurmExecutor(folder=request.records / "logs", python=shlex.quote(sys.executable))
     cluster = load_cluster(request.cluster)
@@ -246,11 +246,7 @@ def _work(request: Request) -> str:
 
 def _states(folder: Path) -> States:
     """By job id (an array's own), how many of ``folder``'s tasks are in which living state; UserError where nobody answers."""
-    line = ["squeue", "-h", "-r", "--me", "-n", _job_name(folder), "-o", "%F|%T"]
-    try:
-        told = subprocess.run(line, capture_output=True, text=True, check=True, timeout=ANSWER).stdout
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        raise UserError("SLURM's controller does not answer; try `sinfo`, and type the same again.") from None
+    told = squeue("-r", "--me", "-n", _job_name(folder), "-o", "%F|%T")
     states: States = defaultdict(Counter)  # a job that squeue does not name has no tasks
     for job, _, state in (line.partition("|") for line in told.split()):
         if state in LIVING:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from pipeline.distributed import device_kind
-from pipeline.errors import RunFailed
+from pipeline.errors import Unlucky
 from pipeline.files import read_json, write_json
 from pipeline.runs import RunFolder
 from pipeline.world import World
@@ -38,7 +38,7 @@ def join(run: RunFolder, world: World, key: str, address: str) -> Store | None:
         key: equal on all ranks of an attempt, different for every attempt.
         address: a name or IP of this host that the other ranks can reach (used on rank 0).
 
-    Raises RunFailed where no port can be bound or rank 0 is not found in time.
+    Raises Unlucky where no port can be bound or rank 0 is not found in time.
     """
     if world.size == 1:
         return None
@@ -66,7 +66,7 @@ def _serve(path: Path, key: str, address: str) -> TCPStore:
         store.set("token", token)
         write_json(path, {"address": address, "port": port, "token": token})
         return store
-    raise RunFailed(
+    raise Unlucky(
         f"no free port from {PORTS.start} to {PORTS.stop - 1} on {address}; look at what listens there (ss -ltn)"
     )
 
@@ -86,4 +86,4 @@ def _find(path: Path) -> TCPStore:
             except DistError:  # nobody there (any more): an address of a former attempt
                 time.sleep(0.5)
         time.sleep(0.05)
-    raise RunFailed(f"rank 0 did not publish its address in {path} within {JOIN_SECONDS:.0f} s; look at rank 0's log")
+    raise Unlucky(f"rank 0 did not publish its address in {path} within {JOIN_SECONDS:.0f} s; look at rank 0's log")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from datetime import datetime
 
+from pipeline.errors import UserError
 from pipeline.runs import RunFolder
 
 LIVING = {
@@ -22,6 +23,8 @@ LIVING = {
     "STAGE_OUT",
     "COMPLETING",
 }
+FORGOTTEN = "Invalid job id"  # squeue's word for a job that ended some minutes ago
+ANSWER = 60.0  # seconds that a busy controller may take
 BROKEN = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|\*")  # states of a node that has left
 
 
@@ -33,18 +36,29 @@ def last_job(run: RunFolder) -> str | None:
 def living_job(run: RunFolder) -> tuple[str, str] | None:
     """(job id, what squeue says: ``PENDING (Resources)``) where the run's job is still known to SLURM; None where it has ended.
 
-    The job that asks does not count: a chained job may look at its own run.
+    The job that asks does not count: a chained job may look at its own run. UserError where the controller does not answer: a job
+    that is taken for ended would be queued twice.
     """
     job = last_job(run)
     if job is None or job == own_job() or shutil.which("squeue") is None:
         return None
-    done = _ask("squeue", "-h", "-j", job, "-o", "%T|%r")
-    if done.returncode or not done.stdout.strip():  # an id that SLURM has forgotten is an error there
+    told = squeue("-j", job, "-o", "%T|%r")
+    if not told.strip():
         return None
-    state, _, reason = done.stdout.splitlines()[0].partition("|")
+    state, _, reason = told.splitlines()[0].partition("|")
     if state not in LIVING:
         return None
     return job, f"{state} ({reason})" if reason not in ("None", "") else state
+
+
+def squeue(*words: str) -> str:
+    """What ``squeue -h`` with ``words`` says, nothing of a job that SLURM has forgotten; UserError where the controller is silent."""
+    done = _ask("squeue", "-h", *words)
+    if done.returncode == 0:
+        return done.stdout
+    if FORGOTTEN in done.stderr:
+        return ""
+    raise UserError("SLURM's controller does not answer; try `sinfo`, and type the same again.")
 
 
 def own_job() -> str | None:
@@ -94,6 +108,6 @@ def usable_nodes(partition: str | None) -> set[str]:
 def _ask(*words: str) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands; where it is missing or hangs, that is a failed answer."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=20)
+        return subprocess.run(words, capture_output=True, text=True, timeout=ANSWER)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, 1, "", str(error))

@@ -15,7 +15,7 @@ from jobs.planning import Plan, prepare_folder, say
 from jobs.preflight import problems
 from jobs.slurm_state import living_job
 from pipeline.errors import UserError
-from pipeline.runs import RunFolder
+from pipeline.runs import RunFolder, runs_root
 
 if TYPE_CHECKING:
     from jobs.slurm import Request
@@ -108,15 +108,30 @@ def already_there(plan: Plan, args: argparse.Namespace) -> Link | None:
         return None
     say(f"{run.name} is complete at step {end['step']}.")
     say(
-        f"next: python jobs/evaluate.py {run.name}, or go on with --set trainer.max_steps=..., or --new for another run."
+        f"next: python jobs/evaluate.py {handle(run)}, or go on with --set trainer.max_steps=..., or --new for another run."
     )
     return Link(run, 0)
 
 
+def handle(run: RunFolder) -> str:
+    """What names ``run`` to the other commands: its folder where they would look for its name elsewhere."""
+    return run.name if run.path.parent.parent == runs_root(None) else str(run.path)
+
+
 def attach(run: RunFolder) -> int:
-    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then."""
+    """Follow a run that runs or waits elsewhere until it ends; 0 where it is complete then. A controller may be silent for a while."""
     told = ""
-    while (queued := living_job(run)) or run.writer():
+    while True:
+        try:
+            queued = living_job(run)
+        except UserError as error:
+            if told != str(error):
+                say(f"{error} Still waiting.")
+            told = str(error)
+            time.sleep(ATTACHED_SECONDS)
+            continue
+        if not queued and not run.writer():
+            break
         at = run.heartbeat() or {}
         state = f"job {queued[0]} {queued[1]}" if queued else "running"
         line = f"{run.name}: {state}, step {at.get('step', '?')}/{at.get('total', '?')}"
@@ -148,7 +163,7 @@ def train_here(plan: Plan) -> Link:
     say(f"{run.name}: {plan.world_size} {kind} process(es) on this machine, in {run.path}")
     end = run_local(run, plan.world_size)
     if end["reason"] == "complete":
-        say(f"{run.name} is complete at step {end['step']}. next: python jobs/evaluate.py {run.name}")
+        say(f"{run.name} is complete at step {end['step']}. next: python jobs/evaluate.py {handle(run)}")
         return Link(run, 0)
     say(f"{run.name} stopped at step {end['step']} ({end['reason']}); the same command goes on from there.")
     return Link(run, INTERRUPTED)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
 from pipeline.deadline import Deadline
-from pipeline.errors import RunFailed, run_command
+from pipeline.errors import EXIT_FAILED, RunFailed, Unlucky, UserError, run_command, tell
 from pipeline.runs import RunFolder
 from pipeline.startup import StartUp
 from pipeline.world import World
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.train_module import TrainModule
 
+FIRST_SAID = 1.0  # seconds for rank 0 to write down why it failed, where others failed by the same
 WRITTEN_DOWN = 5.0  # seconds for rank 0 to write down which node is bad: the first rank that exits ends all others
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Train the run in ``path`` until it is complete or told to stop."""
+    """Train the run in ``path`` until it is complete or told to stop.
+
+    On SLURM a failure is one sentence, in the log and in the history, and leaves by SystemExit: submitit would show a traceback.
+    """
 
     path: str
 
@@ -41,10 +45,29 @@ class TrainJob:
         run = RunFolder(Path(self.path))
         with StopFlag().installed() as stop:
             place = where_am_i()
-            reason = run_attempt(run, place, stop, startup)
+            try:
+                reason = run_attempt(run, place, stop, startup)
+            except (UserError, RunFailed) as error:
+                write_down(run, place.world, error)
+                if not place.slurm:
+                    raise
+                sys.exit(tell(error))
             if place.slurm and reason is not Stop.NO:
-                raise RunFailed(f"{run.name} has stopped before its end: {reason.words}")
+                print(f"{run.name} has stopped before its end: {reason.words}.", file=sys.stderr, flush=True)
+                sys.exit(EXIT_FAILED)
             return reason.name
+
+
+def write_down(run: RunFolder, world: World, error: UserError | RunFailed) -> None:
+    """Say in the history that this run has failed, once: ``jobs.requeue`` goes by it, since srun's exit code is the killed ranks'."""
+    if isinstance(error, Unlucky):
+        return
+    if world.rank:
+        time.sleep(FIRST_SAID)
+    told = (run.last_end() or {}).get("message")
+    if not told or told not in str(error):
+        step = (run.steps() or [0])[-1]
+        run.note("end", reason="failed", step=step, gained=0, rank=world.rank, message=str(error))
 
 
 def run_attempt(run: RunFolder, place: Place, stop: StopFlag, startup: StartUp) -> Stop:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_FAILED, RunFailed, UserError, run_command
+from pipeline.runs import runs_root
 
 if TYPE_CHECKING:
     from monitoring.mirror import Mirror
@@ -61,7 +62,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port} is no port; give one from 1024 to 65535, or leave --port out.")
-    args.runs = Path(args.runs or os.environ.get("SLURMPHONY_RUNS") or ROOT / "runs").absolute()
+    args.runs = runs_root(args.runs)
     args.store = Path(args.store or ROOT / "mlflow.db").absolute()
     if not args.runs.is_dir():
         raise UserError(

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError, run_command
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 SLURM_LOG = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(?:err|out)")
 LOCAL_LOG = re.compile(r"local_([0-9a-f]+)_rank(\d+)\.log")
-FAILURE = re.compile(rb"^(?:Traceback \(most recent call last\)|error: |slurmstepd.*error|.*Killed)", re.MULTILINE)
+FAILURE = re.compile(
+    rb"^(?:Traceback \(most recent call last\)|error: |failed: |slurmstepd.*error|.*Killed)", re.MULTILINE
+)
 TAIL = 1 << 16  # bytes in which a failure is looked for
 SECONDS = 0.5  # between two looks while following
 
@@ -77,8 +79,10 @@ def choose(logs: list[RankLog], rank: int | None, *, died: bool) -> RankLog:
 
 
 def is_over(run: RunFolder) -> bool:
-    """Whether nothing will be written any more: complete, given up, stopped by hand, or failed."""
+    """Whether nothing will be written any more: complete, given up, stopped by hand, taken out of the queue, or failed."""
     last = run.history()[-1]
+    if last["event"] == "cancelled":
+        return bool(last.get("pending"))  # one that runs saves first, and says how it ended
     return last["event"] == "gave_up" or (
         last["event"] == "end" and last["reason"] in ("complete", "failed", "interrupted")
     )
@@ -127,7 +131,7 @@ def main() -> int:
     parser.add_argument("--follow", "-f", action="store_true", help="stay, and show what comes, until the run is over")
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
     args = parser.parse_args()
-    run = find_run(args.run, Path(args.runs or os.environ.get("SLURMPHONY_RUNS") or "runs").absolute())
+    run = find_run(args.run, runs_root(args.runs))
     logs = rank_logs(run)
     if not logs:
         raise UserError(

@@ -170,8 +170,11 @@ def _aside(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.making_*"):
-            if not psutil.pid_exists(int(left.name.rpartition("_")[2])):
-                left.unlink()
+            maker = re.match(
+                r"\d+", left.name.rpartition("making_")[2]
+            )  # SQLite's own files beside it have more in their names
+            if maker and not psutil.pid_exists(int(maker[0])):
+                left.unlink(missing_ok=True)
         temporary.touch()
     except OSError as error:
         raise UserError(

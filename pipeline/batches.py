@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,38 @@ class Report(NamedTuple):
 
 
 Item = tuple[Batch, Report]
+
+
+class Damage:
+    """How much of what was read lately is stand-ins, and whether that is too much to train on.
+
+    Too much: more than 1 % of the last 10,000 rows, however many were read, and not for ever the same few.
+    """
+
+    WINDOW = 10_000  # rows
+    SHARE = 0.01
+    FEW = 10  # damaged samples that a small dataset may meet in every epoch
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[int, int]] = deque()  # (rows, stand-ins)
+        self._rows = self._stand_ins = 0
+        self._samples: set[int] = set()
+
+    def count(self, rows: int, faults: Sequence[Fault]) -> None:
+        self._batches.append((rows, len(faults)))
+        self._rows += rows
+        self._stand_ins += len(faults)
+        self._samples |= {fault.sample for fault in faults}
+        while self._rows - self._batches[0][0] >= self.WINDOW:
+            gone, replaced = self._batches.popleft()
+            self._rows -= gone
+            self._stand_ins -= replaced
+
+    def too_much(self) -> str | None:
+        """In words; None where it is not."""
+        if self._stand_ins <= self.SHARE * self.WINDOW or len(self._samples) <= self.FEW:
+            return None
+        return f"{self._stand_ins} of the last {self._rows} rows ({len(self._samples)} different samples) are damaged"
 
 
 class BatchReader:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +60,17 @@ class Checkpoint:
 
 
 class StoredParts(Mapping[str, Any]):
-    """The parts of a checkpoint folder; a part's tensors are read when it is asked for, onto the CPU.
+    """The parts of a checkpoint folder; a part's tensors are read when it is asked for, onto the CPU, into memory of their own.
+
+    Its files are open until ``close``: a shared file system does not let go of a folder while one in it is.
 
     Raises BadCheckpoint where a tensor that ``state.json`` names is in no file.
     """
 
     def __init__(self, path: Path, skeletons: dict[str, Any]) -> None:
         self._path, self._skeletons = path, skeletons
-        files = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118  it is no mapping
+        self._open = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
+        self._files = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  it is no mapping
         named: dict[str, Any] = {}
         _put_tensors(skeletons, lambda name: named.setdefault(name))
         if missing := sorted(named.keys() - self._files.keys()):
@@ -83,7 +87,12 @@ class StoredParts(Mapping[str, Any]):
 
     def tensor(self, name: str) -> Tensor:
         """One tensor by its full name, such as ``optimizer.main.state.0.exp_avg``; KeyError where there is none."""
-        return self._files[name].get_tensor(name)
+        return self._files[name].get_tensor(name).clone()  # it was a view of the file
+
+    def close(self) -> None:
+        """Let go of the files; what was read stays."""
+        for file in self._open:
+            file.__exit__(None, None, None)
 
     def names(self) -> set[str]:
         """Full names of all tensors."""
@@ -156,8 +165,8 @@ def commit(aside: Path, final: Path, entries: dict[str, Entry], state: dict[str,
 
 def load(path: Path) -> StoredCheckpoint:
     """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
-    verify(path)
     try:
+        verify(path)
         state = json.loads((path / "state.json").read_text())
         parts = StoredParts(path, state.pop("parts"))
         return StoredCheckpoint(state["step"], parts, state)
@@ -185,30 +194,41 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)))
 
 
-def load_newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
-    """The newest good checkpoint, and a sentence for each newer one that was bad and has been set aside."""
-    rejected: list[str] = []
-    for step in reversed(steps(folder)):
-        path = folder / folder_name(step)
+def load_newest(folder: Path, *, set_aside: bool) -> tuple[StoredCheckpoint | None, list[str]]:
+    """The newest good checkpoint, and a sentence for each newer one that was bad.
+
+    Args:
+        set_aside: rename what is bad. Only for who holds the run's lease; a reader goes past it, and past one that is pruned
+            while it reads.
+    """
+    rejected: dict[int, str] = {}
+    while left := set(steps(folder)) - rejected.keys():
+        path = folder / folder_name(max(left))
         try:
-            return load(path), rejected
+            return load(path), list(rejected.values())
         except BadCheckpoint as error:
-            aside = _free_name(folder / f"bad_{path.name}")
-            path.rename(aside)
-            rejected.append(f"{error}; set aside as {aside.name}")
-    return None, rejected
+            if set_aside:
+                aside = _free_name(folder / f"bad_{path.name}")
+                path.rename(aside)
+                rejected[max(left)] = f"{error}; set aside as {aside.name}"
+            elif path.is_dir():
+                rejected[max(left)] = f"{error}; the one before it is used"
+    return None, list(rejected.values())
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what writers that were killed left half written. Call only while holding the run's lease."""
-    left = [p for p in folder.iterdir() if p.name.startswith(TEMPORARY)]
-    for path in left:
-        shutil.rmtree(path)
-    return [p.name for p in left]
+    """Remove what writers that were killed left half written; a sentence for each that will not go.
+
+    Call only while holding the run's lease.
+    """
+    return _remove(sorted(p for p in folder.iterdir() if p.name.startswith(TEMPORARY)))
 
 
-def prune(folder: Path, keep: Keep) -> None:
-    """Remove checkpoints that ``keep`` does not name; a folder is renamed first, so that none is ever half there."""
+def prune(folder: Path, keep: Keep) -> list[str]:
+    """Remove checkpoints that ``keep`` does not name; a sentence for each that will not go.
+
+    A folder is renamed first, so that none is ever half there; ``sweep`` finds what is left of it.
+    """
     present = steps(folder)
     kept = set(present[-keep.last :])
     if keep.every:
@@ -216,15 +236,34 @@ def prune(folder: Path, keep: Keep) -> None:
     if keep.best:
         ranked = sorted(_validation_losses(folder, present).items(), key=lambda item: item[1])
         kept |= {step for step, _ in ranked[: keep.best]}
-    for step in set(present) - kept:
-        doomed = folder / f"{TEMPORARY}{folder_name(step)}_pruned"
-        (folder / folder_name(step)).rename(doomed)
-        shutil.rmtree(doomed)
+    stuck: list[str] = []
+    for step in sorted(set(present) - kept):
+        path = folder / folder_name(step)
+        doomed = _free_name(folder / f"{TEMPORARY}{path.name}_pruned")
+        try:
+            path.rename(doomed)
+            stuck += _remove([doomed])
+        except OSError as error:
+            stuck.append(f"{path} cannot be removed ({error.strerror})")
+    return stuck
+
+
+def _remove(folders: list[Path]) -> list[str]:
+    """Remove folders; a sentence for each that will not go, as on NFS one with a file that some process has open."""
+    stuck = []
+    for path in folders:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            stuck.append(f"{path} cannot be removed ({error.strerror}); a later attempt tries again")
+    return stuck
 
 
 def _validation_losses(folder: Path, present: list[int]) -> dict[int, float]:
-    states = {step: read_json(folder / folder_name(step) / "state.json") for step in present}
-    return {step: s["validation_loss"] for step, s in states.items() if s and s.get("validation_loss") is not None}
+    """By step, of the checkpoints that were validated; one that is not a number is no measure of anything."""
+    states = {step: read_json(folder / folder_name(step) / "state.json") or {} for step in present}
+    losses = {step: state.get("validation_loss") for step, state in states.items()}
+    return {step: loss for step, loss in losses.items() if loss is not None and not math.isnan(loss)}
 
 
 def _free_name(path: Path) -> Path:
@@ -276,11 +315,15 @@ def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tens
     Raises UserError where the run has no checkpoint.
     """
     folder = run / "checkpoints"
-    newest, _ = load_newest(folder) if folder.is_dir() else (None, [])
+    newest, rejected = load_newest(folder, set_aside=False) if folder.is_dir() else (None, [])
+    for sentence in rejected:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet; launch it again and let it save one.")
     averages = newest.parts.get("ema", {}) if averaged else {}
-    return {**newest.parts["model"], **averages}, newest.step
+    weights = {**newest.parts["model"], **averages}
+    newest.parts.close()
+    return weights, newest.step
 
 
 def load_weights(module: nn.Module, run: Path) -> int:

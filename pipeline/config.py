@@ -182,7 +182,7 @@ class RunConfig(Section):
     data: DataSection
     optimizer: OptimizerSection
     trainer: TrainerSection
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)  # what a key of 8 bytes can hold
     init_from: str | None = None
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def write_atomic(path: Path, payload: bytes, *, durable: bool = True) -> None:
 
 def write_json(path: Path, tree: Any, *, durable: bool = True) -> None:
     write_atomic(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode(), durable=durable)
+
+
+def without_nan(tree: Any, path: str = "") -> tuple[Any, list[str]]:
+    """``tree`` with null for what JSON has no number for (NaN, infinities), and the dotted names of those."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None, [path]
+    if not isinstance(tree, dict):
+        return tree, []
+    parts = {key: without_nan(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()}
+    return {key: value for key, (value, _) in parts.items()}, [name for _, names in parts.values() for name in names]
 
 
 def read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.batches import Batch, BatchReader, Item, Memory, Positions, Report, to_arrays
+from pipeline.batches import Batch, BatchReader, Damage, Item, Memory, Positions, Report, to_arrays
 from pipeline.errors import RunFailed, UserError
 from pipeline.manifest import Manifest
 from pipeline.order import Order, block_size
@@ -39,6 +39,7 @@ class _Batches:
         self.substituted = 0  # rows handed out that hold a stand-in
         self._manifest, self._split, self._seed, self._positions = manifest, split, seed, positions
         self._partner = partner
+        self._damage = Damage()
         self._named: set[str] = set()
         self._unreported: list[str] = []
 
@@ -63,6 +64,12 @@ class _Batches:
                 self._named.add(what)
                 self._unreported.append(f"{what}: sample {stand_in} of the split stands in for {sample}")
         positions = self._positions.of_batch(number)
+        self._damage.count(len(positions), report.faults)
+        if much := self._damage.too_much():
+            told = f"{much}, the last one: {report.faults[-1].what}" if report.faults else much
+            raise RunFailed(
+                f"{self._manifest.folder} is not fit to train on: {told}; prepare.py --verify says what is wrong, and prepare it again."
+            )
         batch = {name: tensor[: len(positions)] for name, tensor in batch.items()}
         batch["position"] = torch.from_numpy(positions)
         return batch
@@ -83,7 +90,7 @@ class Loader(_Batches):
         pin_memory: batches in page-locked memory, for copying to CUDA.
 
     Raises UserError where the split is empty or the batch does not divide; while iterating RunFailed, where a worker
-    died or no intact sample is left to stand in.
+    died, no intact sample is left to stand in, or more than 1 % of what is read are stand-ins.
     """
 
     def __init__(

@@ -9,16 +9,19 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.attempt import Attempt
 from pipeline.control import Stop
+from pipeline.errors import RunFailed
+from pipeline.heartbeat import Heartbeat
 from pipeline.journal import Journal
 from pipeline.progress import StepProgress
 from pipeline.runs import RunFolder
 from pipeline.world import World
 
-HEARTBEAT_SECONDS = 2.0
+LEASE_SECONDS = 2.0  # between two looks at who may write
 
 
 class Reporter:
@@ -34,31 +37,37 @@ class Reporter:
         self._waited = 0.0
         self._steps = 0
         self._since = time.perf_counter()
-        self._next_beat = 0.0
+        self._next_lease_look = 0.0
         self._next_look = 0.0
+        self._step, self._state = 0, "training"
+        self._heartbeat = Heartbeat(run, self._facts_of_now)
 
     def begin(self, step: int, total: int, data_identity: str, batch_size: int) -> None:
-        """Open the journal and say in the history that this attempt starts after ``step``."""
+        """Open the journal and say in the history that this attempt starts after ``step``; RunFailed where that cannot be written."""
         self._batch_size, self._total, self._start = batch_size, total, step
-        self._run.record(
-            "attempt",
-            attempt=self._attempt,
-            after_step=step,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            world_size=self._world.size,
-            nodes=self._world.nodes,
-            job_id=os.environ.get("SLURM_JOB_ID"),
-            node_names=list(self._nodes),
-            data=data_identity,
-        )
+        facts = {
+            "after_step": step,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": self._world.size,
+            "nodes": self._world.nodes,
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "node_names": list(self._nodes),
+            "data": data_identity,
+        }
+        self._decide("attempt", "a training that cannot be written down is not begun", **facts)
         self._journal = Journal(self._run.journal_file(self._attempt), self._attempt, step)
         self._progress = StepProgress(self._run.path.parent.name, total, step)
         if step:
             self.say(f"resuming after step {step} (attempt {self._attempt})")
         self._startup.mark("ready")
         self._since = self._last_step = time.perf_counter()
-        self._beat(step, "training")
+        self._step = step
+        self._heartbeat.beat()
+
+    def beating(self) -> AbstractContextManager[None]:
+        """Within the block the heartbeat goes on, however long a step, a validation or a save takes."""
+        return self._heartbeat.beating()
 
     def step_done(self, step: int, waited: float) -> None:
         self._steps += 1
@@ -69,15 +78,14 @@ class Reporter:
             self.event("first_step", step=step, **self._startup.parts)
         else:
             self._deadline.stepped(now - self._last_step)
-        self._last_step = now
+        self._last_step, self._step = now, step
         if now < self._next_look:
             return
         self._next_look = now + 0.1
         if self._progress.due():
             self._progress.update(step, self._facts)
-        if now >= self._next_beat:
-            self._next_beat = now + HEARTBEAT_SECONDS
-            self._beat(step, "training")
+        if now >= self._next_lease_look:
+            self._next_lease_look = now + LEASE_SECONDS
             if not self._run.holds_lease(self._attempt):
                 self._stop.raise_to(Stop.SUPERSEDED)
             elif self._deadline.near():
@@ -107,7 +115,16 @@ class Reporter:
         self._restart_clock()
 
     def event(self, name: str, **facts: Any) -> None:
-        self._run.record(name, attempt=self._attempt, **facts)
+        """Write down what has happened; a disk that takes no more must not end the training."""
+        self._run.note(name, attempt=self._attempt, **facts)
+
+    def _decide(self, name: str, otherwise: str, **facts: Any) -> None:
+        """Write down what later attempts go by; RunFailed where that is impossible, for ``otherwise`` they would go wrong."""
+        try:
+            self._run.record(name, attempt=self._attempt, **facts)
+        except OSError as error:
+            message = f"{self._run.history_file} cannot be written ({error.strerror}): {otherwise}"
+            raise RunFailed(f"{self._run.name}: {message}; make room and launch again.") from error
 
     def may_write(self) -> bool:
         return self._run.holds_lease(self._attempt)
@@ -126,10 +143,10 @@ class Reporter:
         self._progress.update(step, self._facts)
         self._progress.close()
         if stop is Stop.SUPERSEDED:
-            self.event("superseded", step=step)
+            self.event("superseded", step=step, job_id=os.environ.get("SLURM_JOB_ID"))
         else:
             reason = "complete" if complete else stop.name.lower()
-            self._beat(step, reason)
+            self._last_beat(step, reason)
             took = {"slowest_step": self._deadline.slowest_step, "slowest_save": self._deadline.slowest_save}
             slowest = {f"{name}_s": round(seconds, 3) for name, seconds in took.items()}
             self.event("end", reason=reason, step=step, gained=step - self._start, **slowest)
@@ -137,28 +154,39 @@ class Reporter:
 
     def failed(self, step: int, message: str) -> None:
         self._progress.close()
-        self._beat(step, "failed")
+        self._last_beat(step, "failed")
         self.event("end", reason="failed", step=step, gained=step - self._start, message=message)
         self._journal.close()
 
     def rolled_back(self, step: int, why: str, window: tuple[int, int]) -> None:
-        """End this attempt; ``window`` of positions is left out from now on."""
+        """End this attempt; ``window`` of positions is left out from now on, which the history decides: RunFailed without it."""
         samples = f"samples {window[0]}..{window[1] - 1} of its order"
         self.say(f"warning: {why} at step {step}; back to the last good checkpoint, and past the {samples}")
         self._progress.close()
-        self._beat(step, "rolled_back")
-        self.event("rolled_back", step=step, message=why, skip=list(window))
+        self._last_beat(step, "rolled_back")
+        self._decide("rolled_back", "the same data would do the same harm", step=step, message=why, skip=list(window))
         self._journal.close()
 
     def _restart_clock(self) -> None:
         """Validation and saving are not part of the step rate."""
         self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
 
-    def _beat(self, step: int, state: str) -> None:
-        self._run.beat(
-            attempt=self._attempt, state=state, step=step, total=self._total, loss=_finite(self._loss), rate=self._progress.rate,
-            world_size=self._world.size, host=socket.gethostname(), job_id=os.environ.get("SLURM_JOB_ID"),
-        )  # fmt: skip
+    def _last_beat(self, step: int, state: str) -> None:
+        self._step, self._state = step, state
+        self._heartbeat.beat()
+
+    def _facts_of_now(self) -> dict[str, Any]:
+        return {
+            "attempt": self._attempt,
+            "state": self._state,
+            "step": self._step,
+            "total": self._total,
+            "loss": _finite(self._loss),
+            "rate": self._progress.rate,
+            "world_size": self._world.size,
+            "host": socket.gethostname(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+        }
 
 
 def _finite(value: float | None) -> float | str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from pipeline.config import RunConfig
 from pipeline.control import Stop
 from pipeline.distributed import Agreement
 from pipeline.engine import to_device
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, Unlucky
 from pipeline.fabric import Fabric
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import Manifest
@@ -73,6 +74,8 @@ class Trainer:
         stored = self._restore()
         self.attempt.startup.mark("restore")
         engine, optimizers = self.state.begin(stored)
+        if stored:
+            stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
         self._sound = loader.state_after(0)["position"]
@@ -81,7 +84,7 @@ class Trainer:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
         self.module.train()
-        with loader, self.watchdog.watching(start):
+        with loader, self.watchdog.watching(start), self.reporter.beating() if self.reporter else nullcontext():
             while self.at.step < section.max_steps and agreed is Stop.NO:
                 step = self.at.step + 1
                 self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
@@ -126,40 +129,63 @@ class Trainer:
         """The newest good checkpoint, if any; rank 0 decides which one that is and the others follow."""
         found: checkpoints.StoredCheckpoint | None = None
         if self.reporter:
-            checkpoints.sweep(self.run.checkpoints)
-            found, rejected = checkpoints.load_newest(self.run.checkpoints)
+            self._warn(checkpoints.sweep(self.run.checkpoints))
+            found, rejected = checkpoints.load_newest(self.run.checkpoints, set_aside=True)
             for sentence in rejected:
                 self.reporter.event("checkpoint_rejected", message=sentence)
-                print(f"warning: {sentence}", file=sys.stderr, flush=True)
+            self._warn(rejected)
         step = self.agreement.maximum(found.step if found else 0)
         if step == 0:
             return None
-        stored = found or checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        stored = found or self._follow(step)
         facts = stored.state
         self.at = Progress(stored.step, facts["data"], facts["validation_loss"], facts.get("losses", []))
         return stored
+
+    def _follow(self, step: int) -> checkpoints.StoredCheckpoint:
+        """The checkpoint that rank 0 has found good; RunFailed where this rank does not see it so."""
+        try:
+            return checkpoints.load(self.run.checkpoints / checkpoints.folder_name(step))
+        except checkpoints.BadCheckpoint as error:
+            raise Unlucky(
+                f"rank {self.world.rank} cannot read what rank 0 can: {error}; look at its node's file system"
+            ) from error
 
     def _save(self) -> None:
         """Whoever holds something writes it, where rank 0 holds the lease. A failed write leaves the older ones."""
         superseded = self.reporter is not None and not self.reporter.may_write()
         if self.agreement.maximum(int(superseded)):
             return
-        self.watchdog.alive()
         began = time.perf_counter()
         failure: OSError | None = None
-        try:
-            self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
-            if self.reporter:
-                checkpoints.prune(self.run.checkpoints, self.config.trainer.keep)
-        except OSError as error:
-            failure = error
+        with self._while_rank_0_works():
+            try:
+                self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
+                if self.reporter:
+                    self._warn(checkpoints.prune(self.run.checkpoints, self.config.trainer.keep))
+            except OSError as error:
+                failure = error
         if self.reporter and failure:
-            checkpoints.sweep(self.run.checkpoints)
+            self._warn(checkpoints.sweep(self.run.checkpoints))
             message = f"checkpoint at step {self.at.step} could not be written ({failure.strerror}); the older ones are intact"
             self.reporter.event("save_failed", step=self.at.step, message=message)
             self.reporter.say(f"warning: {message}")
         if self.reporter:
             self.reporter.saved(self.at.step, time.perf_counter() - began)
+
+    @staticmethod
+    def _warn(sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _while_rank_0_works(self) -> Iterator[None]:
+        """All ranks leave the block together. The others wait in an agreement, whose half hour outlasts the watchdogs' 25 minutes:
+        a gradient's collective would give up after five.
+        """
+        with self.watchdog.patient():
+            yield
+            self.agreement.maximum(0)
 
     def _check_saved(self) -> None:
         """A run whose last weights are not on disk is not complete."""
@@ -245,7 +271,7 @@ class Trainer:
     def _tell_faults(self, step: int, faults: list[str]) -> None:
         """Each rank names the damaged samples that it met, in the run's history and to whoever looks."""
         for fault in faults:
-            self.run.record("data_fault", step=step, rank=self.world.rank, message=fault)
+            self.run.note("data_fault", step=step, rank=self.world.rank, message=fault)
             print(f"warning: {fault}", file=sys.stderr, flush=True)
 
     def _validate(self, step: int) -> None:
@@ -288,12 +314,15 @@ class Trainer:
         return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
 
     def _sample(self, step: int) -> None:
-        """Audio and pictures of the first validation batch; only rank 0, the others go on to the next collective."""
+        """Audio and pictures of the first validation batch, made by rank 0. A disk that has no room for them must not end the training."""
         if self.manifest.samples("valid") == 0:
             return
-        with self.state.whole() as module:
+        with self._while_rank_0_works(), self.state.whole() as module:
             if module is None:
                 return
             folder = self.run.samples / checkpoints.folder_name(step)
-            folder.mkdir(parents=True, exist_ok=True)
-            module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                module.sample(to_device(next(iter(self._evaluation(0))), self.fabric.device), folder, step)
+            except OSError as error:
+                self._warn([f"samples of step {step} cannot be written ({error.strerror}); training goes on"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import statistics
+import sys
 import threading
 import time
 from collections import deque
@@ -19,6 +20,9 @@ from pipeline.runs import RunFolder
 
 EXIT_HUNG = 70
 FACTOR = 10.0  # times the median step
+PATIENT = (
+    1500.0  # seconds that rank 0 may work alone; less than the half hour after which the others give up waiting (gloo)
+)
 
 
 class Watchdog:
@@ -32,6 +36,7 @@ class Watchdog:
         self._run, self._rank, self._least = run, rank, least
         self._durations: deque[float] = deque(maxlen=101)
         self._step = 0
+        self._patient = False
         self._last = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -55,10 +60,25 @@ class Watchdog:
     def alive(self) -> None:
         self._last = time.monotonic()
 
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within the block 25 minutes without a sign of life are no hang: rank 0 saves or samples, and the others wait for it.
+
+        All ranks enter it, and leave it by an agreement.
+        """
+        self.alive()
+        self._patient = True
+        try:
+            yield
+        finally:
+            self.alive()
+            self._patient = False
+
     @property
     def limit(self) -> float:
         """Seconds without a sign of life that count as a hang: the larger of ``least`` and 10 median steps."""
-        return max(self._least, FACTOR * statistics.median(self._durations)) if self._durations else self._least
+        usual = max(self._least, FACTOR * statistics.median(self._durations)) if self._durations else self._least
+        return max(usual, PATIENT) if self._patient else usual
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._least / 4)):
@@ -67,9 +87,22 @@ class Watchdog:
                 self._fire(silent)
 
     def _fire(self, silent: float) -> None:
+        try:
+            self._run.note(
+                "hung", rank=self._rank, after_step=self._step, silent_s=round(silent, 1), stacks=self._stacks()
+            )
+            time.sleep(2.0)  # the other ranks write theirs at about the same moment
+        finally:
+            os._exit(EXIT_HUNG)
+
+    def _stacks(self) -> str:
+        """Write where all threads stand into a file, or where that is impossible to stderr; its name."""
         path = self._run.logs / f"hung_rank{self._rank}_step{self._step}.txt"
-        with path.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-        self._run.record("hung", rank=self._rank, after_step=self._step, silent_s=round(silent, 1), stacks=path.name)
-        time.sleep(2.0)  # the other ranks write theirs at about the same moment
-        os._exit(EXIT_HUNG)
+        try:
+            with path.open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            return path.name
+        except OSError as error:
+            print(f"warning: {path} cannot be written ({error.strerror}); the stacks:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            return "stderr"

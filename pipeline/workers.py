@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple, TypeVar
 
 from pipeline.batches import BatchReader, Fault, Item, Memory, Report, to_tensors
-from pipeline.errors import RunFailed
+from pipeline.errors import Unlucky
 
 AHEAD = 2  # batches in advance: of the thread, or of each process
 SPARE = 2  # batches of shared memory that the trainer may hold without a copy being made
@@ -57,7 +57,7 @@ class Worker(NamedTuple):
 class Workers:
     """``count`` processes; batch n is read by number n % count of them.
 
-    Raises RunFailed where no sample is intact, and from ``next`` where a process has died.
+    Raises RunFailed where no sample is intact, and from ``next`` Unlucky where a process has died.
     """
 
     def __init__(self, reader: BatchReader, memory: Memory, count: int) -> None:
@@ -85,7 +85,7 @@ class Workers:
                 arrays = {name: array.copy() for name, array in arrays.items()}
             self._ask()
         except (EOFError, OSError) as error:
-            raise RunFailed(self._obituary(worker)) from error
+            raise Unlucky(self._obituary(worker)) from error
         return to_tensors(arrays), Report([Fault(*fault) for fault in faults], failure)
 
     def close(self) -> None:

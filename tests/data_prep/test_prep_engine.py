@@ -23,6 +23,7 @@ from data_prep.hashing import hash_inputs
 from data_prep.plan import code_version, make_plan, read_plan
 from data_prep.shards import differences
 from data_prep.worker import InputChanged, Task, work_off
+from pipeline import processes
 from pipeline.errors import RunFailed, UserError
 from tests.data_prep.light_stage import LightStage, Steps, ThreadsStage, ended, fork, tree, write_source
 
@@ -355,7 +356,7 @@ def test_claims_of_the_dead_are_taken_and_those_of_the_living_are_not(tmp_path):
     second = claims.Claims(tmp_path)
     assert not second.take("train-000000")
     (tmp_path / "train-000001.claim").write_text(
-        claims.owner_token().rsplit("~", 1)[0] + "~12345"
+        processes.token().rsplit("~", 1)[0] + "~12345"
     )  # our pid, another process
     assert second.take("train-000001")
     far = tmp_path / "train-000002.claim"

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from jobs import gate as gates
@@ -32,6 +33,25 @@ def test_a_far_slower_gpu_is_blamed_where_they_are_compared():
     slow = found("", "", "", "", seconds=[1.0, 1.1, 1.0, 3.5])
     assert blame(slow, compare=False) is None
     assert blame(slow, compare=True) == {"node1": "rank 3 took 3.50 s where 1.05 s is usual"}
+
+
+def test_what_takes_no_time_to_speak_of_is_no_fault():
+    """Products take milliseconds, and something else may run for a while."""
+    assert blame(found("", "", "", "", seconds=[0.02, 0.02, 0.03, 0.09]), compare=True) is None
+    assert blame(found("", "", "", "", seconds=[0.02, 0.02, 0.03, 0.11]), compare=True) is not None
+
+
+def test_what_starts_at_the_first_product_is_not_timed(monkeypatch):
+    """A clock that only products move: the first by a minute, each later one by a hundredth of a second."""
+    right, passed = torch.mm, []
+
+    def mm(a, b):
+        passed.append(0.01 if passed else 60.0)
+        return right(a, b)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(gates.time, "perf_counter", lambda: sum(passed))
+    assert gate(World(), None, "key", "here", {})["product_s"] == pytest.approx(0.01 * gates.PRODUCTS)
 
 
 def test_a_silent_rank_is_named_with_its_node(monkeypatch):

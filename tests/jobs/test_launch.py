@@ -1,6 +1,7 @@
 """Launching as a user types it: one sentence for a mistake, the same run found again, changes recorded."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from jobs import configs
+from jobs.cancel import interrupt
 from jobs.configs import load_frozen, load_named
 from jobs.preflight import checkpoint_bytes, permission_problems
 from jobs.trained import load_trained
@@ -82,6 +84,9 @@ def test_the_same_command_again_says_that_it_is_complete(finished, demo_data):
     run, runs = finished
     again = launch("dismix_demo", data=demo_data, runs=runs)
     assert again.returncode == 0 and "is complete at step 12" in again.stderr
+    assert f"next: python jobs/evaluate.py {run.path}, " in again.stderr, "it would not be found by its name"
+    named = launch("dismix_demo", data=demo_data, runs=runs, env={"SLURMPHONY_RUNS": str(runs)})
+    assert f"next: python jobs/evaluate.py {run.name}, " in named.stderr
     assert again.stdout.splitlines()[-1] == str(run.path)
 
 
@@ -173,9 +178,12 @@ def test_going_back_to_a_checkpoint_keeps_the_later_ones_aside(finished, demo_da
     shutil.copytree(runs, tmp_path / "runs")
     wrong = launch("--resume", run.name, "--checkpoint", 7, data=demo_data, runs=tmp_path / "runs", tiny=False)
     assert wrong.returncode == 2 and "no checkpoint at step 7" in wrong.stderr and "12" in wrong.stderr
-    done = launch("--resume", run.name, "--checkpoint", 10, data=demo_data, runs=tmp_path / "runs", tiny=False)
+    back = ("--resume", run.name, "--checkpoint", 10, "--set", "trainer.log_every=2")
+    done = launch(*back, data=demo_data, runs=tmp_path / "runs", tiny=False)
     assert done.returncode == 0 and "resuming after step 10" in done.stderr
     copy = RunFolder(tmp_path / "runs" / run.name)
+    (changed,) = [e for e in copy.history() if e["event"] == "changed"]
+    assert changed["after_step"] == 10, "the change is of the step that it goes back to"
     assert list((copy.path / "rewound").glob("*/step_000000012"))
     same = "checkpoints/step_000000012/model.safetensors"
     assert (copy.path / same).read_bytes() == (run.path / same).read_bytes(), "the same steps make the same weights"
@@ -196,6 +204,9 @@ def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, t
     ("words", "changes", "expected"),
     [
         (["dismix_dem"], [], ["no config 'dismix_dem'", "Did you mean 'dismix_demo'?", "There are: "]),
+        (["dismix_demo", "--then", "dismix_dem"], [], ["no config 'dismix_dem'", "Did you mean 'dismix_demo'?"]),
+        (["dismix_demo", "--then", "dismix_simple"], [], ["no prepared data in", "--recipe cocochorales_simple"]),
+        (["dismix_demo"], [f"seed={2**63}"], ["'seed'", "less than 9223372036854775808", str(2**63)]),
         (["dismix_demo"], ["trainer.max_step=3"], ["unknown key 'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["dismix_demo"], ["optimizer.lr=fast"], ["'optimizer.lr'", "valid number", "'fast'"]),
         (
@@ -218,6 +229,41 @@ def test_a_mistake_is_one_sentence_and_exit_2(demo_data, tmp_path, words, change
     for part in expected:
         assert part in done.stderr
     assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def interrupt_as_nobody(run, pid, connection):
+    if os.getuid() == 0:
+        os.setuid(65534)
+    try:
+        interrupt(pid, run)
+    except UserError as error:
+        connection.send(str(error))
+
+
+def test_another_persons_run_is_not_stopped_and_that_is_said(tmp_path):
+    run = RunFolder(tmp_path / "demo" / "0123abcd")
+    foreign = os.getpid() if os.getuid() == 0 else 1
+    ours, theirs = multiprocessing.Pipe()
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=interrupt_as_nobody, args=(run, foreign, theirs))
+    child.start()
+    child.join()
+    assert ours.poll() and f"demo/0123abcd is trained by root (process {foreign}), whom you cannot stop" in ours.recv()
+
+
+def test_a_figure_that_is_no_number_costs_neither_table_nor_file(finished, monkeypatch, capsys):
+    import models.dismix.evaluate
+    from jobs import evaluate
+
+    run, runs = finished
+    figures = {"correlation": {"value": math.nan, "low": -math.inf, "high": 1.0}, "hours": 1.0}
+    monkeypatch.setattr(models.dismix.evaluate, "evaluate", lambda *_: figures)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", run.name, "--runs", str(runs)])
+    assert evaluate.main() == 0
+    told = capsys.readouterr().err
+    assert "hours" in told and "no finite number, so null in the file: correlation.value, correlation.low\n" in told
+    kept = json.loads(run.evaluation_file.read_text(), parse_constant=lambda word: pytest.fail(word))["figures"]
+    assert kept == {"correlation": {"value": None, "low": None, "high": 1.0}, "hours": 1.0}
 
 
 def test_missing_data_names_the_prepare_command(tmp_path):

@@ -356,6 +356,12 @@ def test_no_controller_is_said(slurm, lab):
     with slurm.without_controller():
         done = command(*lab.words(), env={**slurm.environment, "SLURM_DEBUG": "0"}, timeout=120)
     assert done.returncode == 2 and "controller does not answer" in done.stderr, done.stderr
+    job = lab.submit(slurm)
+    with slurm.without_controller():
+        again = command(*lab.words(), env=slurm.environment, timeout=120)
+    assert again.returncode == 2 and "controller does not answer" in again.stderr, again.stderr
+    slurm.run("scancel", job)
+    assert [e["job_id"] for e in lab.run.history() if e["event"] == "queued"] == [job], "not queued a second time"
 
 
 def test_commands_that_know_of_no_cluster_are_told_apart_from_a_silent_one(slurm, lab):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline import processes
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.journal import Journal, read_journals
 from pipeline.runs import RunFolder
@@ -67,7 +67,7 @@ def end(run: RunFolder, reason: str, step: int, **facts: object) -> None:
 def kill_writer(run: RunFolder) -> None:
     """Let the lease name a process that is no more."""
     lease = read_json(run.lease_file)
-    write_json(run.lease_file, {**lease, "host": socket.gethostname(), "pid": 2**22 + 1, "started": 0.0})
+    write_json(run.lease_file, {**lease, "pid": 2**22 + 1, "process": f"{processes.host()}~{2**22 + 1}~0"})
 
 
 def add_samples(run: RunFolder) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from monitoring.logs import choose, rank_logs
+from monitoring.logs import choose, is_over, rank_logs
 from pipeline.errors import UserError
 from pipeline.runs import RunFolder
 from tests.conftest import ROOT, command
@@ -75,6 +75,15 @@ def test_following_goes_on_through_a_requeue_and_ends_with_the_run(run):
     write(run, 8, 0, "the next job\n")
     run.record("end", attempt=2, reason="complete", step=10)
     assert viewer.communicate(timeout=30)[0] == "the next job\n" and viewer.returncode == 0
+
+
+def test_following_ends_where_a_job_is_taken_out_of_the_queue_and_not_where_one_saves_first(run):
+    write(run, 7, 0, "all\n")
+    assert not is_over(run)
+    run.record("cancelled", job_id="7", pending=False)
+    assert not is_over(run), "it saves, and says how it ended"
+    run.record("cancelled", job_id="7", pending=True)
+    assert shown(run, "--follow") == "all\n"
 
 
 def test_mistakes_are_one_sentence(run):

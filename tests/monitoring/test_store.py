@@ -86,7 +86,8 @@ def test_an_older_store_is_upgraded_and_kept(bench: Bench, tmp_path):
 
 
 def test_no_half_made_store_is_ever_left(tmp_path, monkeypatch):
-    (tmp_path / f".mlflow.db.making_{2**22 + 1}").touch()  # of a process that was killed
+    for rest in ("", "-journal", "-wal"):
+        (tmp_path / f".mlflow.db.making_{2**22 + 1}{rest}").touch()  # of a process that was killed
     monkeypatch.setattr(store_module, "CREATE", "raise SystemExit('no space left on device')")
     with pytest.raises(Exception, match="no space left"):
         open_store(tmp_path / "mlflow.db", print)

@@ -1,12 +1,16 @@
 """Checkpoints: bit-exact, whole or not there, and a damaged one is found, named and set aside."""
 
+import errno
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,7 +79,7 @@ def test_damage_is_found_and_named_and_the_one_before_is_used(tmp_path, name, ho
         damage(newest / name, how)
     if (name, how) == ("MANIFEST.json", "flipped") and checkpoint.read_json(newest / name) is not None:
         pytest.skip("loudly: this flip left the manifest the same JSON")
-    loaded, rejected = checkpoint.load_newest(tmp_path)
+    loaded, rejected = checkpoint.load_newest(tmp_path, set_aside=True)
     assert loaded is not None and loaded.step == 1
     assert len(rejected) == 1 and name in rejected[0] and "bad_step_000000002" in rejected[0]
     assert checkpoint.steps(tmp_path) == [1]
@@ -84,12 +88,72 @@ def test_damage_is_found_and_named_and_the_one_before_is_used(tmp_path, name, ho
 
 def test_nothing_good_left_is_said_not_raised(tmp_path):
     damage(checkpoint.save(tmp_path, make(1)) / "model.safetensors", "flipped")
-    loaded, rejected = checkpoint.load_newest(tmp_path)
+    loaded, rejected = checkpoint.load_newest(tmp_path, set_aside=True)
     assert loaded is None and len(rejected) == 1
 
 
+def test_a_reader_goes_past_a_bad_checkpoint_and_touches_nothing(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoint.save(folder, make(1))
+    damage(checkpoint.save(folder, make(2)) / "model.safetensors", "flipped")
+    _, step = checkpoint.trained_weights(tmp_path)
+    assert step == 1 and checkpoint.steps(folder) == [1, 2]
+    assert "step_000000002/model.safetensors is not the bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["verify", "StoredParts"])
+def test_a_reader_beside_a_run_that_prunes_lists_again(tmp_path, monkeypatch, capsys, moment):
+    """The run saves a newer one and prunes the one that is being read, before its bytes are looked at or after."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoint.save(folder, make(1))
+    real = getattr(checkpoint, moment)
+
+    def pruned(path, *args):
+        if path.name == "step_000000001":
+            checkpoint.save(folder, make(2))
+            checkpoint.prune(folder, Keep(last=1, best=0))
+        return real(path, *args)
+
+    monkeypatch.setattr(checkpoint, moment, pruned)
+    weights, step = checkpoint.trained_weights(tmp_path)
+    assert step == 2 and equal(weights, make(2).parts["model"])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_read_outlives_the_files_and_nothing_holds_them_open(tmp_path):
+    stored = checkpoint.load(checkpoint.save(tmp_path, make(3)))
+    read = stored.parts["model"]
+    stored.parts.close()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert equal(read, make(3).parts["model"])
+
+
+def test_what_will_not_go_is_named_and_in_nobodys_way(tmp_path, monkeypatch):
+    """On NFS a folder with a file that is open somewhere cannot be removed."""
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, make(step))
+    real = shutil.rmtree
+
+    def rmtree(path):
+        if "step_000000001" in path.name:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        real(path)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    (stuck,) = checkpoint.prune(tmp_path, Keep(last=1, best=0))
+    assert "step_000000001_pruned cannot be removed (Directory not empty)" in stuck
+    assert checkpoint.steps(tmp_path) == [3]
+    assert checkpoint.sweep(tmp_path) == [stuck]
+    checkpoint.save(tmp_path, make(1))
+    assert len(checkpoint.prune(tmp_path, Keep(last=1, best=0))) == 1, "the name is taken, another is found"
+    monkeypatch.undo()
+    assert checkpoint.sweep(tmp_path) == [] and [p.name for p in tmp_path.iterdir()] == ["step_000000003"]
+
+
 def test_retention_keeps_last_best_and_every_nth(tmp_path):
-    losses = {10: 5.0, 20: 1.0, 30: 3.0, 40: 4.0, 50: 9.0, 60: None}
+    losses = {10: math.nan, 20: 1.0, 30: 3.0, 40: 4.0, 50: 9.0, 60: None}
     for step, loss in losses.items():
         checkpoint.save(tmp_path, make(step, loss))
     checkpoint.prune(tmp_path, Keep(last=2, best=1, every=30))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from shard_factory import numbered, write_dataset, write_shard
 
+from pipeline.batches import Damage, Fault
 from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
@@ -147,6 +148,40 @@ def test_nothing_intact_is_one_sentence_and_no_endless_loop(manifest, workers):
         pytest.raises(RunFailed, match=r"^\S+ has no intact train sample left to train on .*; prepare it again\.$"),
     ):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_stand_ins_than_samples_end_it_in_a_sentence(tmp_path, workers):
+    manifest = write_dataset(tmp_path, [50] * 10)
+    for shard in range(1, 10):
+        missing(manifest.folder / f"train-{shard:06d}.tar")
+    sentence = (
+        r"^\S+ is not fit to train on: 1\d\d of the last 1\d\d rows .* No such file.*; prepare\.py --verify .*\.$"
+    )
+    with (
+        Loader(manifest, "train", batch_size=50, workers=workers) as loader,
+        pytest.raises(RunFailed, match=sentence),
+    ):
+        for _ in itertools.islice(loader, 20):
+            assert loader.substituted <= 100
+
+
+def test_a_few_damaged_samples_of_a_small_dataset_never_end_it(manifest):
+    flip_sample(manifest, 2, 5, 130)  # 1 of 88, met in each of 115 epochs
+    with Loader(manifest, "train", batch_size=88, seed=5) as loader:
+        for _ in itertools.islice(loader, 115):
+            pass
+        assert loader.substituted == 115
+
+
+def test_a_share_below_one_in_a_hundred_goes_on_for_ever_and_a_larger_one_does_not():
+    damage = Damage()
+    for n in range(100_000):
+        damage.count(10, [Fault("bad", n, 0)] if n % 10 == 9 else [])
+        assert damage.too_much() is None
+    for n in range(1000):
+        damage.count(10, [Fault("bad", n, 0)] if n % 9 == 8 else [])
+    assert damage.too_much() is not None
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,10 +5,12 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline import runs
+from pipeline.errors import RunFailed, UserError
 from pipeline.files import append_line, read_lines, write_json
 from pipeline.journal import Journal, read_journals
 from pipeline.runs import RunFolder, find_run, list_runs
@@ -54,8 +56,68 @@ def test_the_writer_is_seen_while_it_lives_and_not_after(run):
 def test_a_process_id_used_again_is_not_the_writer(run):
     run.claim_attempt()
     lease = json.loads(run.lease_file.read_text())
-    write_json(run.lease_file, {**lease, "started": lease["started"] - 1000})
+    name, pid, started = lease["process"].split("~")
+    write_json(run.lease_file, {**lease, "process": f"{name}~{pid}~{int(started) - 1000}"})
     assert run.writer() is None
+
+
+def test_a_clock_that_is_set_does_not_kill_the_writer(run, monkeypatch):
+    """What the kernel calls the moment of the boot moves with the clock, and psutil's times of start with it."""
+    import psutil._pslinux
+
+    run.claim_attempt()
+    booted = psutil._pslinux.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 0.01)
+    assert run.writer() is not None
+
+
+def test_a_writer_elsewhere_lives_by_its_heartbeat(run):
+    run.claim_attempt()
+    lease = json.loads(run.lease_file.read_text())
+    write_json(run.lease_file, {**lease, "process": "elsewhere~1~1"})
+    assert run.writer() is not None, "it has only begun"
+    write_json(run.lease_file, {**lease, "process": "elsewhere~1~1", "time": lease["time"] - 100})
+    assert run.writer() is None
+    run.beat(step=3)
+    assert run.writer() is not None
+
+
+def test_of_two_that_claim_at_once_one_holds_the_lease(run, monkeypatch):
+    """The first stands still between taking its number and writing the lease; the second comes in between."""
+    real, numbers = runs.write_json, []
+
+    def slow(*args, **kwargs):
+        if not numbers:
+            numbers.append(0)
+            numbers.append(run.claim_attempt())
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "write_json", slow)
+    first, second = run.claim_attempt(), numbers[1]
+    assert (first, second) == (1, 2)
+    assert run.holds_lease(second) and not run.holds_lease(first)
+
+
+def test_an_attempt_that_cannot_be_written_down_is_refused_in_a_sentence(run):
+    run.metrics.rmdir()
+    with pytest.raises(RunFailed, match=r"toy/0123abcd cannot begin an attempt \(No such file"):
+        run.claim_attempt()
+
+
+def test_a_run_that_is_removed_while_runs_are_listed_is_left_out(run, tmp_path, monkeypatch):
+    gone = RunFolder(tmp_path / "toy" / "89abcdef")
+    gone.create()
+    gone.config_file.write_text("model: {}\n")
+    gone.record("created")
+    real = runs._modified
+
+    def modified(path):
+        if path == gone.history_file:
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(runs, "_modified", modified)
+    assert list_runs(tmp_path) == [run]
 
 
 def test_last_end_belongs_to_the_newest_attempt(run):
@@ -95,6 +157,13 @@ def test_a_disk_that_takes_no_more_warns_and_goes_on(run):
     assert journal.trouble is not None and "No space left" in journal.trouble
     os.close(real)
     journal.close()
+
+
+def test_what_is_typed_comes_before_the_environment_and_that_before_the_profile(monkeypatch):
+    monkeypatch.delenv("SLURMPHONY_RUNS", raising=False)
+    assert runs.runs_root(None).name == "runs" and runs.runs_root(None, "/profile") == Path("/profile")
+    monkeypatch.setenv("SLURMPHONY_RUNS", "/own")
+    assert runs.runs_root(None, "/profile") == Path("/own") and runs.runs_root("/typed", "/profile") == Path("/typed")
 
 
 def test_runs_are_found_by_folder_name_and_config(run, tmp_path):

@@ -71,7 +71,7 @@ def test_killed_at_any_moment_the_last_good_one_is_there(tmp_path, rank, moment,
     checkpoint.save(tmp_path, Checkpoint(1, {"model": {"x": torch.ones(3)}}, {}))
     assert -signal.SIGKILL in run_ranks(2, tmp_path / "stores", die, str(tmp_path), 2, rank, moment)[0]
     checkpoint.sweep(tmp_path)
-    loaded, rejected = checkpoint.load_newest(tmp_path)
+    loaded, rejected = checkpoint.load_newest(tmp_path, set_aside=True)
     assert loaded is not None and loaded.step == left and not rejected
     assert not list(tmp_path.glob(f"{checkpoint.TEMPORARY}*"))
     assert run_ranks(2, tmp_path / "stores", write, str(tmp_path), 3)[0] == [0, 0], "and the next one is written"
