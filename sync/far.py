@@ -1,8 +1,8 @@
 """What either side says of its files: lists them, hashes them, removes them. Standard library only.
 
-The laptop runs this file on the cluster by sending its text to a Python there, together with one request (``sync.host``), so
-both sides always speak the same version and the cluster needs nothing but a Python 3.6. A reply is lines of JSON on stdout, so
-that long work shows how far it is. Names of files are bytes there; here and in JSON they are text, bytes that are no UTF-8 as
+The laptop runs this file on the cluster by sending its text to a Python there, and then its requests (``sync.session``), so both
+sides always speak the same version and the cluster needs nothing but a Python 3.6. A reply is lines of JSON on stdout, so that
+long work shows how far it is. Names of files are bytes there; here and in JSON they are text, bytes that are no UTF-8 as
 surrogates. Sizes in bytes, times in ns since 1970.
 """
 
@@ -56,13 +56,13 @@ def list_files(folder, tops=("*",)):
 def _entries(folder):
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []  # pruned while we looked
 
 
 def _add(entry, name, hidden_too, found):
-    if entry.name.startswith(b".") and not (hidden_too and "/" in name):
+    if name.startswith(".") or (not hidden_too and "/." in name):
         return
     if entry.is_dir(follow_symlinks=False):
         for inner in _entries(entry.path):
@@ -73,6 +73,11 @@ def _add(entry, name, hidden_too, found):
         except FileNotFoundError:
             return
         found[name] = [stat.st_size, stat.st_mtime_ns]
+
+
+def digest_of(files):
+    """A short word for a listing: another one where any name, size or time is another."""
+    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode("ascii"), digest_size=16).hexdigest()
 
 
 def run_names(root):
@@ -143,7 +148,9 @@ def _list(root, request):
     names = run_names(root)
     yield {"runs": names}
     for name in matching(names, request["run"]):
-        yield {"run": name, "files": list_files(os.path.join(root, name), request["tops"])}
+        files = list_files(os.path.join(root, name), request["tops"])
+        digest = digest_of(files)
+        yield {"run": name, "digest": digest, "files": None if request["known"].get(name) == digest else files}
 
 
 def _hash(root, request):
@@ -196,7 +203,18 @@ def remove(path, root):
 ANSWERS = {"list": _list, "hash": _hash, "read": _read, "write": _write, "remove": _remove}
 
 
-def main(text):
-    for line in answer(json.loads(text)):
-        sys.stdout.write(json.dumps(line) + "\n")
+def serve():
+    """Answer requests, a line of JSON each, until there are no more."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        flushed = time.time()
+        try:
+            for reply in answer(json.loads(line.decode("ascii"))):
+                sys.stdout.write(json.dumps(reply) + "\n")
+                if time.time() > flushed + 0.2:
+                    sys.stdout.flush()
+                    flushed = time.time()
+            end = {"end": True}
+        except OSError as error:
+            end = {"failed": "{}: {}".format(error.filename and to_text(os.fsencode(error.filename)), error.strerror)}
+        sys.stdout.write(json.dumps(end) + "\n")
         sys.stdout.flush()

@@ -6,13 +6,12 @@ use, and every later command goes through it. Of rsync only what macOS' openrsyn
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from jobs.clusters import load_cluster, profile_names
 from pipeline.errors import RunFailed, UserError, nearest
 from sync.parts import Files
+from sync.session import Session
 
 PLAIN = re.compile(r"/[\w/.+=@,~-]*")  # a path that no remote shell, of whatever rsync, takes apart
 KEPT = "10m"  # how long the connection stays after its last use
@@ -30,22 +30,24 @@ PARTIAL = ".partial"  # where rsync keeps what it has of a file when it is inter
 FLAGS = ("-t", "-0", "--files-from=-", f"--partial-dir={PARTIAL}", f"--timeout={SILENCE}", "--progress")
 PROGRESS = re.compile(rb"^\s+([\d,.']+)\s+\d+%")  # bytes of the present file so far
 PARTLY = {23, 24}  # rsync's exit codes for files that vanished or could not be read; what arrived is looked at anyway
-FAR = Path(__file__).with_name("far.py")
-# The project's own Python there, for its fast hash, or whatever Python there is. In sh, whatever the login shell is.
-PYTHON = 'exec sh -c \'p={folder}/.venv/bin/python; [ -x "$p" ] || p=python3; exec "$p" -\''
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in the runs' folder ``root`` there at ``time``, by its clock: files of the runs asked for, and names of all runs."""
+    """What lies in the runs' folder ``root`` there at ``time``, by its clock: files of the runs asked for, and names of all runs.
+
+    ``digests``: of each run's listing. ``same``: runs whose listing is the one that was known; their files are not told again.
+    """
 
     root: str
     time: float
     files: dict[str, Files]
     names: list[str]
+    digests: dict[str, str]
+    same: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """``name``: of the profile. ``address``: as ssh takes it. ``folder``: the project there; ``runs``: its run folders."""
 
@@ -53,6 +55,7 @@ class Host:
     address: str
     folder: str
     runs: str
+    _session: Session | None = None
 
     # -- the connection -------------------------------------------------------------------------------------------
 
@@ -95,44 +98,55 @@ class Host:
         if code:
             raise RunFailed(f"ssh {self.address} does not connect: {' '.join(tail) or f'exit code {code}'}")
 
-    def disconnect(self) -> None:
-        """End the kept connection."""
-        subprocess.run([*self.ssh, "-O", "exit", self.address], capture_output=True)
+    def __enter__(self) -> Host:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what answers there; the connection stays for the next command."""
+        if self._session:
+            self._session.close()
 
     # -- requests -------------------------------------------------------------------------------------------------
 
     def ask(self, do: str, root: str, **facts: Any) -> Iterator[dict[str, Any]]:
         """Lines of the answer to a request (``sync.far``), as they come; RunFailed where the far side fails or goes away."""
-        request = json.dumps({"do": do, "root": root, **facts})
-        program = f"{FAR.read_text()}\nmain({request!r})\n".encode()
-        command = [*self.ssh, self.address, PYTHON.format(folder=self.folder)]
-        with tempfile.TemporaryFile() as text, tempfile.TemporaryFile() as said:
-            text.write(program)
-            text.seek(0)
-            with subprocess.Popen(command, stdin=text, stdout=subprocess.PIPE, stderr=said) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.startswith(b"{"):  # a login script may talk first
-                        yield json.loads(line)
-            said.seek(0)
-            tail = said.read().decode(errors="replace").strip().splitlines()[-1:]
-        if process.returncode:
-            raise RunFailed(f"{self.name}: {' '.join(tail) or f'ssh ended with exit code {process.returncode}'}")
+        self.begin()
+        session, self._session = (
+            self._session,
+            None,
+        )  # until it has answered: what fails in the middle is not asked again
+        assert session is not None
+        try:
+            yield from session.ask({"do": do, "root": root, **facts})
+            self._session = session
+        finally:
+            if self._session is None:
+                session.close()
 
-    def list_runs(self, run: str | None, tops: list[str]) -> Listing:
+    def begin(self) -> None:
+        """Have the Python there start while we are at something else."""
+        self._session = self._session or Session(self.name, [*self.ssh, self.address], self.folder)
+
+    def list_runs(self, run: str | None, tops: list[str], known: Mapping[str, str] | None = None) -> Listing:
         """The runs there and the files of those asked for: all, the one of that name, or the newest of that config.
+
+        Args:
+            known: by run the digest of a listing that need not be told again.
 
         Raises RunFailed where there is no folder of runs, UserError where none is called so.
         """
-        head, names, *found = self.ask("list", self.runs, run=run, tops=tops)
+        head, names, *found = self.ask("list", self.runs, run=run, tops=tops, known=dict(known or {}))
         if not head["exists"]:
             raise RunFailed(f"{self.name} has no folder {head['root']} (profile '{self.name}': runs, or ssh.folder).")
         if run is not None and not found:
             near = nearest(run, names["runs"] if "/" in run else {name.partition("/")[0] for name in names["runs"]})
             shown = ", ".join(names["runs"][-10:]) or "none yet"
             raise UserError(f"{self.name} has no run '{run}'.{near} Runs there: {shown}.")
-        files = {line["run"]: {n: facts for n, facts in line["files"].items() if _inside(n)} for line in found}
-        return Listing(head["root"], head["time"], files, names["runs"])
+        told = {line["run"]: line["files"] for line in found if line["files"] is not None}
+        files = {name: {n: facts for n, facts in listed.items() if _inside(n)} for name, listed in told.items()}
+        digests = {line["run"]: line["digest"] for line in found}
+        return Listing(head["root"], head["time"], files, names["runs"], digests, sorted(digests.keys() - told.keys()))
 
     def hashes(self, root: str, files: Iterable[tuple[str, int | None]]) -> Iterator[tuple[str, str, list[Any] | None]]:
         """(name, algorithm, [size, mtime, hash] or None where it is gone) of files there, each hashed up to a length if one is given."""

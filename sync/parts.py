@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import cache
 
 from pipeline.errors import UserError, nearest
 
@@ -49,14 +50,19 @@ def below(name: str, tops: Iterable[str]) -> bool:
     return any(fnmatchcase(name.partition("/")[0], top) for top in tops)
 
 
+@cache
+def _parts_of_top(top: str) -> frozenset[str]:
+    return frozenset(part for part, patterns in PARTS.items() if below(top, patterns))
+
+
 def belongs(name: str, part: str) -> bool:
     """Whether a file belongs to a part by its place; for ``ema`` that is any file of a checkpoint but an optimizer's."""
-    if not below(name, PARTS[part]):
+    if part not in _parts_of_top(name.partition("/")[0]):
         return False
+    if part not in ("ema", "checkpoints"):
+        return True
     checkpoint = CHECKPOINT.fullmatch(name)
-    if part == "ema":
-        return checkpoint is not None and not checkpoint[2].startswith("optimizer.")
-    return part != "checkpoints" or checkpoint is not None
+    return checkpoint is not None and (part == "checkpoints" or not checkpoint[2].startswith("optimizer."))
 
 
 def choose(files: Files, part: str) -> Files:

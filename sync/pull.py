@@ -91,27 +91,49 @@ def pull(host: Host, pulled: Pulled, args: argparse.Namespace) -> None:
 
 
 def look_and_bring(host: Host, pulled: Pulled, args: argparse.Namespace) -> None:
-    listing = host.list_runs(args.run, tops_of(args.parts))
+    host.begin()
+    tops = tops_of(args.parts)
+    looks = pulled.looks(args.parts)
+    known = {run: there for run, (there, here) in looks.items() if pulled.digest_here(run, tops) == here}
+    listing = host.list_runs(args.run, tops, known)
     plan = make_plan(pulled, listing, args.parts)
-    if not args.quiet or plan.describe():
-        shown = plan.describe() or [f"nothing new in {len(listing.files)} runs"]
-        say(f"{host.name}: {'; '.join(shown)}")
+    tell(host, plan, listing, args)
     if args.dry_run:
         for name in [name for files in plan.fetch.values() for name in files]:
             print(name)
     else:
-        for part, files in plan.fetch.items():
-            options = [*args.options, *(["-z"] if part in COMPRESSED else [])]
-            arrived = bring(host, listing.root, pulled, files, part, options)
-            if files:
-                say(f"{part}: {amount(arrived.files, arrived.size)} verified")
-            if arrived.unsteady:
-                say(
-                    f"{part}: {len(arrived.unsteady)} files changed at every look, such as {arrived.unsteady[0]}; next time."
-                )
+        steady = bring_parts(host, pulled, plan, listing, args)
         pulled.saw(host.name, listing.time)
+        if steady and not plan.gone and listing.files:
+            now = {run: (listing.digests[run], pulled.digest_here(run, tops)) for run in listing.files}
+            pulled.write_looks(args.parts, {**looks, **now})
     if plan.gone:
         settle_gone(pulled, plan.gone, listing, args)
+
+
+def tell(host: Host, plan: Plan, listing: Listing, args: argparse.Namespace) -> None:
+    """Say what will come; while watching only where something does."""
+    lines = plan.describe()
+    if lines or not args.quiet:
+        runs = len(listing.digests)
+        say(f"{host.name}: {'; '.join(lines) or f'nothing new in {runs} ' + ('run' if runs == 1 else 'runs')}")
+
+
+def bring_parts(host: Host, pulled: Pulled, plan: Plan, listing: Listing, args: argparse.Namespace) -> bool:
+    """Fetch what is planned, part by part; whether all of it came as it was listed."""
+    steady = True
+    for part, files in plan.fetch.items():
+        if not files:
+            continue
+        options = [*args.options, *(["-z"] if part in COMPRESSED else [])]
+        arrived = bring(host, listing.root, pulled, files, part, options)
+        say(f"{part}: {amount(arrived.files, arrived.size)} verified")
+        if arrived.unsteady:
+            say(
+                f"{part}: {len(arrived.unsteady)} files changed at every look, such as {arrived.unsteady[0]}; next time."
+            )
+        steady = steady and not arrived.unsteady and not arrived.gone
+    return steady
 
 
 def settle_gone(pulled: Pulled, gone: list[str], listing: Listing, args: argparse.Namespace) -> None:
@@ -202,11 +224,11 @@ def main(words: list[str] | None = None) -> int:
     host = find_host(args.host)
     pulled = Pulled(pulled_root(args.to) / args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as with Ctrl-C
-    host.connect()
-    pull(host, pulled, args)
-    if args.watch:
-        args.quiet = True
-        watch(host, pulled, args)
+    with host:
+        pull(host, pulled, args)
+        if args.watch:
+            args.quiet = True
+            watch(host, pulled, args)
     print(folder_of(pulled, args.run))
     return 0
 

@@ -18,8 +18,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pipeline.errors import RunFailed
-from pipeline.files import write_atomic, write_json
+from pipeline.files import read_json, write_atomic, write_json
 from pipeline.manifest import sealed, unsealed
+from sync.far import digest_of, list_files
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -70,6 +71,26 @@ class Pulled:
         path.parent.mkdir(parents=True, exist_ok=True)
         files = {name: astuple(entry) for name, entry in sorted(record.items())}
         write_atomic(path, sealed({"format": FORMAT, "run": run, "files": files}))
+
+    def digest_here(self, run: str, tops: list[str]) -> str:
+        """A word for how a run lies here, its record included: another one after any change."""
+        try:
+            stat = self.record_file(run).stat()
+            record = [stat.st_size, stat.st_mtime_ns]
+        except FileNotFoundError:
+            record = []
+        return digest_of({"": record, **list_files(str(self.root / run), tops)})
+
+    def looks(self, parts: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+        """By run how it lay there and here when nothing of ``parts`` was left to bring."""
+        tree = read_json(self.root / ".sync" / "looks.json")
+        of_parts = tree.get(",".join(parts)) if isinstance(tree, dict) else None
+        return {run: (there, here) for run, (there, here) in (of_parts or {}).items()}
+
+    def write_looks(self, parts: tuple[str, ...], looks: dict[str, tuple[str, str]]) -> None:
+        path = self.root / ".sync" / "looks.json"
+        tree = read_json(path)
+        write_json(path, {**(tree if isinstance(tree, dict) else {}), ",".join(parts): looks}, durable=False)
 
     def recorded_runs(self) -> list[str]:
         return sorted(str(path.relative_to(self.records).with_suffix("")) for path in self.records.glob("*/*.json"))

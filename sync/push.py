@@ -143,16 +143,16 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse(words)
     host = find_host(args.host)
     files, left_out = choose_files(root, args.max_mb)
-    host.connect()
-    plan = make_plan(host, root, files)
-    describe(plan, left_out, host)
-    if args.dry_run:
-        return 0
-    push(host, root, plan, [f"--bwlimit={args.bwlimit}"] if args.bwlimit else [])
-    if plan.gone and args.delete:
-        delete(host, plan, args)
-    elif plan.gone:
-        say(f"{len(plan.gone)} files of an earlier push are gone here and stay there; --delete removes them.")
+    with host:
+        plan = make_plan(host, root, files)
+        describe(plan, left_out, host)
+        if args.dry_run:
+            return 0
+        push(host, root, plan, [f"--bwlimit={args.bwlimit}"] if args.bwlimit else [])
+        if plan.gone and args.delete:
+            delete(host, plan, args)
+        elif plan.gone:
+            say(f"{len(plan.gone)} files of an earlier push are gone here and stay there; --delete removes them.")
     print(f"{host.address}:{host.folder}")
     return 0
 

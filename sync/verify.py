@@ -39,8 +39,7 @@ def verify_pulled(pulled: Pulled, args: argparse.Namespace) -> list[Checked]:
 
 def verify_with(host: Host, pulled: Pulled, args: argparse.Namespace) -> list[Checked]:
     """Check what came from a cluster against the cluster, and mend what can be mended if asked to."""
-    host.connect()
-    with pulled.locked():
+    with pulled.locked(), host:
         names = chosen(runs_here(pulled), args)
         if not names:
             raise UserError(

@@ -25,19 +25,16 @@ import yaml
 from tests.conftest import ROOT
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-SHORT = "lrtpziIvn0e"  # of the single letters in openrsync's synopsis those that one might use
-LONG = ("--bwlimit", "--delay-updates", "--files-from", "--partial-dir", "--timeout", "--progress", "--protocol")
-WRAPPER = f"""#!{sys.executable}
-import os, sys
-words = sys.argv[1:]
-for word in words:
-    name = word.partition("=")[0]
-    if name.startswith("--") and name not in {LONG!r}:
-        sys.exit(f"openrsync: unrecognized option {{name}}")
-    if word.startswith("-") and not name.startswith("--") and not set(word[1:]) <= set({SHORT!r}):
-        sys.exit(f"openrsync: invalid option {{word}}")
-log = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "rsync.log")
-os.execv({shutil.which("rsync")!r}, ["rsync", "--protocol=29", "--log-file=" + log, *words])
+# Of the options in openrsync's synopsis those that one might use.
+WRAPPER = """#!/bin/sh
+for word in "$@"; do
+  case "$word" in
+    --bwlimit=*|--delay-updates|--files-from=*|--partial-dir=*|--timeout=*|--progress) ;;
+    -l|-r|-t|-p|-z|-I|-i|-v|-n|-0|-e) ;;
+    -*) echo "openrsync: unrecognized option $word" >&2; exit 1 ;;
+  esac
+done
+exec {rsync} --protocol=29 --log-file={base}/rsync.log "$@"
 """
 RUNNER = """
 import sys
@@ -149,7 +146,10 @@ def login_node() -> Iterator[FarSide]:
         f"Host faraway\n  HostName 127.0.0.1\n  Port {far.port}\n  User {getpass.getuser()}\n  IdentityFile {base}/ssh/user\n"
         f"  IdentitiesOnly yes\n  UserKnownHostsFile {base}/ssh/known\n  StrictHostKeyChecking yes\n"
     )
-    programs = {"ssh": f'#!/bin/sh\nexec {shutil.which("ssh")} -F {base}/ssh/config "$@"\n', "rsync": WRAPPER}
+    programs = {
+        "ssh": f'#!/bin/sh\nexec {shutil.which("ssh")} -F {base}/ssh/config "$@"\n',
+        "rsync": WRAPPER.format(rsync=shutil.which("rsync"), base=base),
+    }
     for name, text in programs.items():
         (base / "bin" / name).write_text(text)
         (base / "bin" / name).chmod(0o755)

@@ -24,11 +24,13 @@ def test_it_is_python_3_6_and_the_standard_library():
 def test_names_travel_whatever_the_locale(tmp_path):
     (tmp_path / "naïve 音\n.txt").write_text("x")
     request = json.dumps({"do": "hash", "root": str(tmp_path), "files": [["naïve 音\n.txt", None]]})
-    program = f"{Path(far.__file__).read_text()}\nmain({request!r})\n"
     done = subprocess.run(
-        [sys.executable, "-"], input=program.encode(), env={"LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True
+        [sys.executable, "-c", f"{Path(far.__file__).read_text()}\nserve()"],
+        input=request.encode(),
+        env={"LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
     )
-    facts = [json.loads(line) for line in done.stdout.splitlines()][-1]
+    facts = [json.loads(line) for line in done.stdout.splitlines()][-2]
     assert facts["file"] == "naïve 音\n.txt" and facts["facts"][0] == 1, done.stderr
 
 

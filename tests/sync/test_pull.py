@@ -45,7 +45,7 @@ def test_light_parts_come_first_and_whole(far: FarSide, capsys, environment):
     record = Pulled(far.pulled).record(RUN)
     assert {entry.other == "" for entry in record.values()} == {environment}
     pull(far)
-    assert "nothing new in 1 runs" in capsys.readouterr().err
+    assert "nothing new in 1 run" in capsys.readouterr().err
 
 
 def test_checkpoints_come_by_choice(far: FarSide, capsys):
