@@ -14,7 +14,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from pipeline.runs import RUN_ID, RunFolder
 SHOWN = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"}
 ARTIFACT_FOLDERS = ("samples", "figures")
 OWN_TAGS = (
-    "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder",
+    "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder", "cluster",
     "code_hash", "broken_lines", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.source.git.dirty",
 )  # fmt: skip
 STATUS = {
@@ -68,20 +68,24 @@ class Outcome:
 
 @dataclass
 class Mirror:
-    """``store``: an open MLflow store. ``artifacts``: the folder for what MLflow's pages show of samples/ and figures/."""
+    """``store``: an open MLflow store. ``runs``: folders of runs, this machine's and those of clusters that were pulled.
+
+    ``artifacts``: the folder for what MLflow's pages show of samples/ and figures/.
+    """
 
     store: sqlite3.Connection
-    runs: Path
+    runs: Callable[[], Iterable[Path]]
     artifacts: Path
     _seen: dict[Path, tuple[Any, Outcome]] = field(default_factory=dict)
     _readers: dict[Path, RunRows] = field(default_factory=dict)
     _version: int | None = None  # of the store, as it was after the last import: another one where others have written
 
     def update(self) -> Iterator[Outcome]:
-        """Import every run under the root; a run whose files are as they were at the last call is not read again."""
-        for config in sorted(self.runs.glob("*/*/config.yaml")):
-            if RUN_ID.fullmatch(config.parent.name):
-                yield self._update_run(RunFolder(config.parent.absolute()))
+        """Import every run under the roots; a run whose files are as they were at the last call is not read again."""
+        for root in self.runs():
+            for config in sorted(root.glob("*/*/config.yaml")):
+                if RUN_ID.fullmatch(config.parent.name):
+                    yield self._update_run(RunFolder(config.parent.absolute()))
 
     def front_page(self) -> str:
         """Where MLflow's pages are best entered: the curves of the only system there is, else the list of systems."""
@@ -127,7 +131,7 @@ def _signature(run: RunFolder) -> Any:
     """Changes whenever a file that is mirrored changes, or the run's writer comes or goes."""
     files = [run.config_file, run.history_file, run.lease_file, run.evaluation_file]
     files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in _shown_files(run))]
-    return [_stamp(path) for path in files], run.writer() is not None
+    return [_stamp(path) for path in files], run.writer() is not None, run.pulled() is not None
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:

@@ -104,6 +104,7 @@ def tags_of(run: RunFolder, history: list[dict[str, Any]], state: str, broken: i
         "processes": str(newest.get("world_size") or ""),
         "data": str(newest.get("data") or ""),
         "folder": str(run.path),
+        "cluster": str((run.pulled() or {}).get("host") or ""),
         "code_hash": str(code.get("hash") or ""),
         "broken_lines": str(broken or ""),
         "mlflow.source.name": f"jobs/launch.py {run.path.parent.name}",

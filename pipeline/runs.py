@@ -107,19 +107,28 @@ class RunFolder:
         return self.metrics / f"attempt_{attempt:03d}.jsonl"
 
     def writer(self) -> dict[str, Any] | None:
-        """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides."""
-        lease = read_json(self.lease_file)
+        """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides.
+
+        Of a run that was pulled from a cluster: as it was when the cluster was last asked.
+        """
+        lease, pulled = read_json(self.lease_file), self.pulled()
         if lease is None or self.last_end() is not None:
             return None
-        if lease["host"] != socket.gethostname():
+        if pulled or lease["host"] != socket.gethostname():
             heartbeat = read_json(self.heartbeat_file)
-            return lease if heartbeat and time.time() - heartbeat["time"] < HEARTBEAT_STALE else None
+            now = pulled["time"] if pulled else time.time()
+            return lease if heartbeat and now - heartbeat["time"] < HEARTBEAT_STALE else None
         try:
             process = psutil.Process(lease["pid"])
             alive = process.create_time() == lease["started"] and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return None
         return lease if alive else None
+
+    def pulled(self) -> dict[str, Any] | None:
+        """Of a run that ``sync/pull.py`` brought: the ``host`` it is from, and the ``time`` there when that was last asked."""
+        seen = read_json(self.path.parent.parent / ".sync" / "seen.json")
+        return seen if isinstance(seen, dict) else None
 
     # -- progress -----------------------------------------------------------------------------------------------
 

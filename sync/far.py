@@ -213,7 +213,7 @@ def serve():
                 if time.time() > flushed + 0.2:
                     sys.stdout.flush()
                     flushed = time.time()
-            end = {"end": True}
+            end: dict = {"end": True}
         except OSError as error:
             end = {"failed": "{}: {}".format(error.filename and to_text(os.fsencode(error.filename)), error.strerror)}
         sys.stdout.write(json.dumps(end) + "\n")

@@ -106,6 +106,7 @@ class Host:
         """End what answers there; the connection stays for the next command."""
         if self._session:
             self._session.close()
+            self._session = None
 
     # -- requests -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ Nothing is deleted here unless ``--delete`` is given. The last line on stdout is
 from __future__ import annotations
 
 import argparse
+import select
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,16 +175,24 @@ def delete(pulled: Pulled, names: list[str]) -> None:
 
 def watch(host: Host, pulled: Pulled, args: argparse.Namespace) -> None:
     """Pull until stopped; a cluster that cannot be reached is tried again, ever more rarely."""
-    pause = args.every
-    while True:
-        time.sleep(pause)
+    pause = 0.0
+    while pauses(pause, args):
         try:
-            host.connect()
-            pull(host, pulled, args)
+            with host:
+                pull(host, pulled, args)
             pause = args.every
         except RunFailed as error:
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(max(2 * pause, args.every), LONGEST_PAUSE)
             say(f"{error} Trying again in {pause:.0f} s.")
+        args.quiet = True
+
+
+def pauses(seconds: float, args: argparse.Namespace) -> bool:
+    """Wait; False where stdin was closed meanwhile and that is the end."""
+    if args.until_closed:
+        return not select.select([sys.stdin], [], [], seconds)[0]
+    time.sleep(seconds)
+    return True
 
 
 # -- the command ------------------------------------------------------------------------------------------------
@@ -198,6 +208,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", metavar="PART,...", help=f"default metrics,samples,logs; of {', '.join(PARTS)}")
     parser.add_argument("--watch", action="store_true", help="stay, and bring what is new")
+    parser.add_argument("--until-closed", action="store_true", help="with --watch: end when stdin is closed")
     parser.add_argument(
         "--every", type=float, default=EVERY, metavar="SECONDS", help=f"with --watch; default {EVERY:.0f}"
     )
@@ -224,11 +235,11 @@ def main(words: list[str] | None = None) -> int:
     host = find_host(args.host)
     pulled = Pulled(pulled_root(args.to) / args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as with Ctrl-C
-    with host:
-        pull(host, pulled, args)
-        if args.watch:
-            args.quiet = True
-            watch(host, pulled, args)
+    if args.watch:
+        watch(host, pulled, args)
+    else:
+        with host:
+            pull(host, pulled, args)
     print(folder_of(pulled, args.run))
     return 0
 

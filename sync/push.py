@@ -9,9 +9,7 @@ with an ``ssh:`` line.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +95,8 @@ def push(host: Host, root: Path, plan: Plan, options: list[str]) -> None:
     if names:
         with Transfer("code", sum(plan.files[name] for name in names)) as transfer:
             host.send(names, root, head["root"], options=["-z", *options], told=transfer.told)
-    wrong = functools.reduce(operator.iadd, differing(host, root, {name: plan.files[name] for name in names}), [])
+    new, changed = differing(host, root, {name: plan.files[name] for name in names})
+    wrong = [*new, *changed]
     if wrong:
         raise RunFailed(
             f"{len(wrong)} files on {host.name} are not what they are here, such as {wrong[0]}; push again."

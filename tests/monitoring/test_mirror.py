@@ -80,7 +80,7 @@ def test_a_growing_run_is_followed_and_a_quiet_one_not_read_again(bench: Bench, 
     run = make_run(bench.runs)
     attempt(run, 0, 10)
     finished_run(bench.runs, "00000000", steps=5)
-    mirror = Mirror(open_store(bench.path, print), bench.runs, bench.artifacts)
+    mirror = Mirror(open_store(bench.path, print), lambda: [bench.runs], bench.artifacts)
     assert sum(o.new for o in mirror.update()) == 30
     grow(run, range(11, 14))
     read = []
@@ -98,7 +98,7 @@ def test_many_points_of_five_runs_grow_as_one_mirror_and_as_another(bench: Bench
     runs = [make_run(bench.runs, identity=f"{number}" * 8) for number in range(5)]
     for run in runs:
         attempt(run, 0, points // 2, troubled)
-    mirror = Mirror(open_store(bench.path, print), bench.runs, bench.artifacts)
+    mirror = Mirror(open_store(bench.path, print), lambda: [bench.runs], bench.artifacts)
     assert {o.new for o in mirror.update()} == {points}
     assert {(o.new, o.gone, o.changed) for o in bench.update().values()} == {(0, 0, False)}
     grow(runs[0], range(points // 2 + 1, points // 2 + 301))

@@ -24,8 +24,8 @@ def far(session_far_side: FarSide, monkeypatch) -> Iterator[FarSide]:
         monkeypatch.setenv(name, session_far_side.environment[name])
     yield session_far_side
     here = (path for path in session_far_side.here.iterdir() if path.name != "home")
-    for folder in (session_far_side.there, session_far_side.profiles, *here):
-        shutil.rmtree(folder)
+    for path in (session_far_side.there, session_far_side.profiles, *here):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     session_far_side.runs.mkdir(parents=True)
     session_far_side.profiles.mkdir()
     session_far_side.profile()
