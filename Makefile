@@ -34,6 +34,8 @@ bench: setup
 	@$(VENV)/python benchmarks/prepare.py
 	@$(VENV)/python benchmarks/trainer.py
 	@$(VENV)/python -m benchmarks.launch
+	@$(VENV)/python -m benchmarks.mirror
+	@$(VENV)/python -m benchmarks.sync
 
 cluster: setup
 	@$(VENV)/python -m tests.cluster up
