@@ -81,6 +81,7 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
 
     from jobs.configs import load_frozen
     from models import registry
+    from monitoring.stream import streaming
     from pipeline import checkpoint, rng
     from pipeline.distributed import make_fabric
     from pipeline.files import read_json
@@ -95,7 +96,8 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     if config.init_from and not checkpoint.steps(run.checkpoints):
         checkpoint.load_weights(module, run.path.parent.parent / config.init_from)
     attempt.startup.mark("model")
-    return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
+    with streaming(run, os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None):
+        return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
 
 
 def surroundings(run: RunFolder, place: Place) -> tuple[tuple[str, ...], float | None]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monitoring.run_facts import RunFacts, read_run
+from monitoring.run_facts import STATUS, RunFacts, read_run
 from monitoring.run_rows import Change, Row, RunRows, milliseconds
 from pipeline.errors import UserError
 from pipeline.runs import RUN_ID, RunFolder
@@ -31,13 +31,6 @@ OWN_TAGS = (
     "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder", "cluster",
     "code_hash", "broken_lines", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.source.git.dirty",
 )  # fmt: skip
-STATUS = {
-    "complete": "FINISHED",
-    "failed": "FAILED",
-    "running": "RUNNING",
-    "queued": "SCHEDULED",
-    "created": "SCHEDULED",
-}
 # What a damaged run folder can raise while it is read; its store's troubles come as sqlite3.Error.
 DAMAGED = (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, UserError, sqlite3.Error)
 

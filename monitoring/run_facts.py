@@ -15,6 +15,13 @@ from pipeline.runs import RunFolder
 
 PARAM_LENGTH = 6000  # MLflow's own limits
 TAG_LENGTH = 8000
+STATUS = {  # MLflow's word for a run's state; others are KILLED
+    "complete": "FINISHED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+    "queued": "SCHEDULED",
+    "created": "SCHEDULED",
+}
 
 
 @dataclass(frozen=True)
