@@ -35,13 +35,6 @@ OWN_ID, SENT = (
     "slurmphony.run_id",
     "slurmphony.sent_until",
 )  # tags: which run this is, and the time of the newest point it has
-STATUS = {
-    "complete": "FINISHED",
-    "failed": "FAILED",
-    "running": "RUNNING",
-    "queued": "SCHEDULED",
-    "created": "SCHEDULED",
-}
 QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
