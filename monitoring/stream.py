@@ -27,14 +27,13 @@ from pipeline.runs import RunFolder, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 EVERY = 5.0  # seconds between two looks at the journal
 LONGEST_PAUSE = 120.0  # while the server is away
 BATCH = 1000  # points a request, MLflow's limit; of parameters and tags it takes 100
-OWN_ID, SENT = (
-    "slurmphony.run_id",
-    "slurmphony.sent_until",
-)  # tags: which run this is, and the time of the newest point it has
+OWN_ID = "slurmphony.run_id"  # a tag: which run this is
+SENT = "slurmphony.sent_until"  # a tag: the time of the newest point that the server has
 QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -104,7 +103,7 @@ class Outlet:
             self._client.set_terminated(run_id, status, facts.end)
 
 
-def _metric(row: Row):  # type: ignore[no-untyped-def]  # MLflow is imported late
+def _metric(row: Row) -> Metric:
     from mlflow.entities import Metric
 
     key, at, step, value, is_nan = row
