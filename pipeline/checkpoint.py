@@ -34,6 +34,7 @@ FOLDER = re.compile(r"step_(\d{9})")
 TEMPORARY = ".writing_"
 MANIFEST = "MANIFEST.json"
 TENSOR = "__tensor__"
+OPTIMIZER = "optimizer."  # with what the names of optimizers' parts, and of their files, begin
 
 Entry = dict[str, Any]  # size and xxh3_128 of a file
 Leaf = Tensor | Callable[[], Tensor]
@@ -153,18 +154,25 @@ def commit(aside: Path, final: Path, entries: dict[str, Entry], state: dict[str,
     fsync_folder(final.parent)
 
 
-def load(path: Path) -> StoredCheckpoint:
-    """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
-    verify(path)
+def load(path: Path, *, weights_only: bool = False) -> StoredCheckpoint:
+    """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong.
+
+    Args:
+        weights_only: leave the optimizers out; their files may be missing then, as where only the weights were pulled.
+    """
+    verify(path, weights_only=weights_only)
     try:
         state = json.loads((path / "state.json").read_text())
-        parts = StoredParts(path, state.pop("parts"))
+        skeletons = state.pop("parts")
+        if weights_only:
+            skeletons = {name: part for name, part in skeletons.items() if not name.startswith(OPTIMIZER)}
+        parts = StoredParts(path, skeletons)
         return StoredCheckpoint(state["step"], parts, state)
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise BadCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, *, weights_only: bool = False) -> None:
     """Check size and hash of every file against the manifest; BadCheckpoint names the first that differs."""
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
@@ -172,6 +180,8 @@ def verify(path: Path) -> None:
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
+            if weights_only and name.startswith(OPTIMIZER):
+                continue
             raise BadCheckpoint(f"{file} is missing")
         if file.stat().st_size != entry["size"]:
             raise BadCheckpoint(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['size']}")
@@ -184,13 +194,13 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)))
 
 
-def load_newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
+def load_newest(folder: Path, *, weights_only: bool = False) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest good checkpoint, and a sentence for each newer one that was bad and has been set aside."""
     rejected: list[str] = []
     for step in reversed(steps(folder)):
         path = folder / folder_name(step)
         try:
-            return load(path), rejected
+            return load(path, weights_only=weights_only), rejected
         except BadCheckpoint as error:
             aside = _free_name(folder / f"bad_{path.name}")
             path.rename(aside)
@@ -275,7 +285,7 @@ def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tens
     Raises UserError where the run has no checkpoint.
     """
     folder = run / "checkpoints"
-    newest, _ = load_newest(folder) if folder.is_dir() else (None, [])
+    newest, _ = load_newest(folder, weights_only=True) if folder.is_dir() else (None, [])
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet; launch it again and let it save one.")
     averages = newest.parts.get("ema", {}) if averaged else {}
