@@ -152,6 +152,20 @@ def test_what_was_damaged_here_comes_again_where_it_changed_there(far: FarSide):
     assert content(far.pulled) == content(far.runs)
 
 
+def test_what_lies_here_already_is_not_taken_for_good(far: FarSide):
+    """Of the same size and time, as rsync looks at it, and nothing written down: only the cluster's hash tells."""
+    whole_run(far)
+    pull(far)
+    picture = far.pulled / RUN / "figures/swap.png"
+    stamp, raw = picture.stat(), bytearray(picture.read_bytes())
+    raw[3] ^= 1
+    picture.write_bytes(raw)
+    os.utime(picture, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    Pulled(far.pulled).record_file(RUN).unlink()
+    pull(far)
+    assert content(far.pulled) == only(content(far.runs), *USUAL)
+
+
 def test_one_connection_serves_all_commands(far: FarSide):
     whole_run(far)
     pull(far)

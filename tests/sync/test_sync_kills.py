@@ -79,7 +79,7 @@ def check(far: FarSide, versions: dict[str, set[bytes]]) -> None:
         assert len(list(folder.iterdir())) == 5, "a checkpoint that is there is all there"
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(800, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [15, pytest.param(800, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_one_retry_converges(far: FarSide, kills):
     run = whole_run(far)
     draw = random.Random(kills)
