@@ -35,6 +35,8 @@ bench: setup
 	@$(VENV)/python benchmarks/prepare.py --dataset slakh --recipe slakh_stems --tracks 12 --times 8 --inputs-per-shard 1
 	@$(VENV)/python benchmarks/trainer.py
 	@$(VENV)/python -m benchmarks.launch
+	@$(VENV)/python -m benchmarks.mirror
+	@$(VENV)/python -m benchmarks.sync
 
 cluster: setup
 	@$(VENV)/python -m tests.cluster up

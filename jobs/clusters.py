@@ -17,6 +17,18 @@ TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$")]
+# A remote shell reads it: nothing that means something to one but the home folder and variables.
+FarFolder = Annotated[str, StringConstraints(pattern=r"^[~$A-Za-z0-9_/.][$A-Za-z0-9_/.+=@,~-]*$")]
+
+
+class Ssh(Section):
+    """How a laptop reaches the cluster: ``host`` as one types it after ``ssh``, ``folder`` of the project there."""
+
+    host: HostName
+    folder: FarFolder = "slurmphony"
+
+
 class Cluster(Section):
     """Host facts; see ``configs/clusters/default.yaml`` for what each one means."""
 
@@ -41,6 +53,7 @@ class Cluster(Section):
     data: str | None = None
     runs: str | None = None
     weights: str | None = None
+    ssh: Ssh | None = None
 
 
 def profile_names() -> list[str]:

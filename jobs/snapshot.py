@@ -65,11 +65,15 @@ def _git(root: Path, *words: str) -> str | None:
     return done.stdout.decode(errors="surrogateescape")
 
 
+def tracked_or_new(root: Path, *parts: str) -> list[Path]:
+    """What git tracks or would take below ``root`` (in ``parts``; default: all), uncommitted changes included; empty outside git."""
+    listed = _git(root, "ls-files", "-coz", "--exclude-standard", "--", *parts)
+    return [Path(name) for name in sorted(set((listed or "").split("\0"))) if name and (root / name).is_file()]
+
+
 def _files(root: Path) -> list[Path]:
-    listed = _git(root, "ls-files", "-coz", "--exclude-standard", "--", *PARTS)
-    if listed is not None and listed:
-        found = [Path(name) for name in listed.split("\0") if name and (root / name).is_file()]
-    else:  # an unpacked archive, or a snapshot itself
+    found = tracked_or_new(root, *PARTS)
+    if not found:  # an unpacked archive, or a snapshot itself
         found = [
             p.relative_to(root)
             for part in PARTS

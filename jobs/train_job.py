@@ -123,6 +123,7 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
 
     from jobs.configs import load_frozen
     from models import registry
+    from monitoring.stream import streaming
     from pipeline import checkpoint, rng
     from pipeline.distributed import make_fabric
     from pipeline.files import read_json
@@ -137,7 +138,8 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     if not checkpoint.steps(run.checkpoints):
         start_from_others(run, config, module, attempt)
     attempt.startup.mark("model")
-    return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
+    with streaming(run, os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None):
+        return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
 
 
 def start_from_others(run: RunFolder, config: RunConfig, module: TrainModule, attempt: Attempt) -> None:

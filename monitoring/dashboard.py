@@ -24,7 +24,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import EXIT_FAILED, RunFailed, UserError, run_command
+from pipeline.errors import EXIT_FAILED, EXIT_USER_ERROR, RunFailed, UserError, run_command
 from pipeline.runs import runs_root
 
 if TYPE_CHECKING:
@@ -52,7 +52,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         description="Show runs in MLflow: imports their journals into a local store, keeps importing, and opens the page.",
         epilog="Its address (with --import-only: the store) is the last line on stdout. Ctrl-C ends it.",
     )
-    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    parser.add_argument(
+        "--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/, and all of pulled/"
+    )
+    parser.add_argument(
+        "--pull",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="bring its runs first (sync/pull.py), and what is new",
+    )
     parser.add_argument(
         "--store", metavar="FILE", help="the MLflow store, made where it is missing; default: mlflow.db"
     )
@@ -62,13 +71,22 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port} is no port; give one from 1024 to 65535, or leave --port out.")
+    args.pulled = Path(os.environ.get("SLURMPHONY_PULLED") or ROOT / "pulled").absolute() if not args.runs else None
     args.runs = runs_root(args.runs)
     args.store = Path(args.store or ROOT / "mlflow.db").absolute()
-    if not args.runs.is_dir():
+    if args.pull and args.pulled is None:
+        raise UserError("--pull brings runs to pulled/, which --runs leaves out; leave one of them out.")
+    if not args.runs.is_dir() and not args.pull and not roots_of(args):
         raise UserError(
             f"no folder {args.runs}; start a run with: python jobs/launch.py dismix_demo, or name it with --runs."
         )
     return args
+
+
+def roots_of(args: argparse.Namespace) -> list[Path]:
+    """The folders of runs that are there now: this machine's, and one for each cluster that was pulled."""
+    pulled = sorted(args.pulled.iterdir()) if args.pulled and args.pulled.is_dir() else []
+    return [root for root in (args.runs, *pulled) if root.is_dir()]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -76,10 +94,12 @@ def main(words: list[str] | None = None) -> int:
     from monitoring.mirror import Mirror
     from monitoring.store import open_store
 
+    for host in args.pull:
+        pull(host)
     with stop_signals() as stopped, closing(open_store(args.store, say)) as store:
         # In a folder of the store's name: two stores in one folder do not share pictures.
         artifacts = args.store.parent / "mlartifacts" / args.store.stem
-        mirror = Mirror(store, args.runs, artifacts)
+        mirror = Mirror(store, lambda: roots_of(args), artifacts)
         told: Told = {}
         if args.import_only:
             import_runs(mirror, stopped, told)
@@ -87,13 +107,13 @@ def main(words: list[str] | None = None) -> int:
             print(args.store)
             return EXIT_FAILED if any(error for _, error in told.values()) else 0
         port = choose_port(args.port)
-        with Server(args.store, artifacts, port) as server:  # starts while the first import runs
+        with Server(args.store, artifacts, port) as server, following(args.pull):  # starts while the first import runs
             import_runs(mirror, stopped, told)
             say_if_none(told, args.runs)
             if server.wait_until_it_answers(stopped):
                 print(server.address, flush=True)
                 page = f"{server.address}/{mirror.front_page()}"
-                say(f"MLflow shows {args.runs} at {page}  (Ctrl-C ends it)")
+                say(f"MLflow shows {', '.join(map(str, roots_of(args)))} at {page}  (Ctrl-C ends it)")
                 if not args.no_open and has_display():
                     webbrowser.open(page)
                 keep_importing(mirror, server, stopped, told)
@@ -104,6 +124,42 @@ def main(words: list[str] | None = None) -> int:
 def say_if_none(told: Told, runs: Path) -> None:
     if not told:
         say(f"no runs yet in {runs}; start one with: python jobs/launch.py dismix_demo")
+
+
+# -- bringing runs from clusters --------------------------------------------------------------------------------
+
+
+def pull_command(host: str, *words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sync" / "pull.py"), host, *words]
+
+
+def pull(host: str) -> None:
+    """Bring what is new, once; ssh may ask for a password here. UserError or RunFailed where that command failed."""
+    code = subprocess.run(pull_command(host), stdout=subprocess.DEVNULL).returncode
+    if code == EXIT_USER_ERROR:
+        raise UserError(f"nothing came from {host}; see above.")
+    if code:
+        say(f"nothing came from {host} (see above); showing what is here, and trying again.")
+
+
+@contextmanager
+def following(hosts: list[str]) -> Iterator[None]:
+    """Within the block, what is new on the hosts comes as it appears."""
+    pulls = [
+        subprocess.Popen(
+            pull_command(host, "--watch", "--until-closed"),
+            stdin=subprocess.PIPE,  # it ends when we do, however that is
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for host in hosts
+    ]
+    try:
+        yield
+    finally:
+        for process in pulls:
+            process.terminate()
+            process.wait()
 
 
 # -- importing --------------------------------------------------------------------------------------------------

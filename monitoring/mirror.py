@@ -14,29 +14,23 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monitoring.run_facts import Row, RunFacts, milliseconds, read_run
+from monitoring.run_facts import STATUS, RunFacts, read_run
+from monitoring.run_rows import Change, Row, RunRows, milliseconds
 from pipeline.errors import UserError
 from pipeline.runs import RUN_ID, RunFolder
 
 SHOWN = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"}
 ARTIFACT_FOLDERS = ("samples", "figures")
 OWN_TAGS = (
-    "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder",
+    "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder", "cluster",
     "code_hash", "broken_lines", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.source.git.dirty",
 )  # fmt: skip
-STATUS = {
-    "complete": "FINISHED",
-    "failed": "FAILED",
-    "running": "RUNNING",
-    "queued": "SCHEDULED",
-    "created": "SCHEDULED",
-}
 # What a damaged run folder can raise while it is read; its store's troubles come as sqlite3.Error.
 DAMAGED = (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, UserError, sqlite3.Error)
 
@@ -67,18 +61,24 @@ class Outcome:
 
 @dataclass
 class Mirror:
-    """``store``: an open MLflow store. ``artifacts``: the folder for what MLflow's pages show of samples/ and figures/."""
+    """``store``: an open MLflow store. ``runs``: folders of runs, this machine's and those of clusters that were pulled.
+
+    ``artifacts``: the folder for what MLflow's pages show of samples/ and figures/.
+    """
 
     store: sqlite3.Connection
-    runs: Path
+    runs: Callable[[], Iterable[Path]]
     artifacts: Path
     _seen: dict[Path, tuple[Any, Outcome]] = field(default_factory=dict)
+    _readers: dict[Path, RunRows] = field(default_factory=dict)
+    _version: int | None = None  # of the store, as it was after the last import: another one where others have written
 
     def update(self) -> Iterator[Outcome]:
-        """Import every run under the root; a run whose files are as they were at the last call is not read again."""
-        for config in sorted(self.runs.glob("*/*/config.yaml")):
-            if RUN_ID.fullmatch(config.parent.name):
-                yield self._update_run(RunFolder(config.parent.absolute()))
+        """Import every run under the roots; a run whose files are as they were at the last call is not read again."""
+        for root in self.runs():
+            for config in sorted(root.glob("*/*/config.yaml")):
+                if RUN_ID.fullmatch(config.parent.name):
+                    yield self._update_run(RunFolder(config.parent.absolute()))
 
     def front_page(self) -> str:
         """Where MLflow's pages are best entered: the curves of the only system there is, else the list of systems."""
@@ -97,18 +97,26 @@ class Mirror:
             return outcome
         except DAMAGED as error:
             self._seen.pop(run.path, None)
+            self._readers.pop(run.path, None)
             told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             return Outcome(run.name, error=told)
 
     def _import_run(self, run: RunFolder) -> Outcome:
-        facts = read_run(run)
+        known = run.path in self._readers
+        facts = read_run(run, self._readers.setdefault(run.path, RunRows(run)))
         folder = self.artifacts / facts.run_id
         shown = place_artifacts(run, folder)
         with _transaction(self.store) as store:
             before = store.total_changes
             write_run(store, facts, self.artifacts, folder.as_uri())
-            new, gone = write_points(store, facts.run_id, facts.rows)
+            alone = self._version == (version := store.execute("PRAGMA data_version").fetchone()[0])
+            if not alone:  # others have written: what the store has of any run must be looked at again
+                self._readers = {run.path: self._readers[run.path]}
+            change = facts.change if known and alone else difference(store, facts.run_id, facts.rows)
+            write_points(store, facts.run_id, facts.rows, change)
             changed = store.total_changes != before
+        self._version = version
+        new, gone = len(change.new), len(change.gone)
         return Outcome(run.name, facts.state, len(facts.rows), new, gone, shown, facts.broken, changed)
 
 
@@ -116,7 +124,7 @@ def _signature(run: RunFolder) -> Any:
     """Changes whenever a file that is mirrored changes, or the run's writer comes or goes."""
     files = [run.config_file, run.history_file, run.lease_file, run.evaluation_file]
     files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in _shown_files(run))]
-    return [_stamp(path) for path in files], run.writer() is not None
+    return [_stamp(path) for path in files], run.writer() is not None, run.pulled() is not None
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
@@ -255,35 +263,36 @@ def _write_pairs(
     store.executemany(f"INSERT OR REPLACE INTO {table} (key, value, run_uuid) VALUES (?, ?, ?)", changed)
 
 
-def write_points(store: sqlite3.Connection, run: str, wanted: set[Row]) -> tuple[int, int]:
-    """Make the run's points equal ``wanted``, and its latest values theirs; returns how many came and how many went."""
+def difference(store: sqlite3.Connection, run: str, wanted: set[Row]) -> Change:
+    """What must come to the run's points in the store, and what must go, so that they equal ``wanted``."""
     there = set(store.execute("SELECT key, timestamp, step, value, is_nan FROM metrics WHERE run_uuid = ?", (run,)))
-    new, gone = wanted - there, there - wanted
+    return Change(wanted - there, there - wanted)
+
+
+def write_points(store: sqlite3.Connection, run: str, rows: set[Row], change: Change) -> None:
+    """Make ``change`` to the run's points, which are ``rows`` then, and to its latest values."""
     store.executemany(
         "DELETE FROM metrics WHERE key = ? AND timestamp = ? AND step = ? AND value = ? AND is_nan = ? AND run_uuid = ?",
-        [(*row, run) for row in gone],
+        [(*row, run) for row in change.gone],
     )
     store.executemany(
         "INSERT OR IGNORE INTO metrics (key, timestamp, step, value, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)",
-        [(*row, run) for row in sorted(new)],  # sorted as the index is
+        [(*row, run) for row in sorted(change.new)],  # sorted as the index is
     )
-    _write_latest(store, run, wanted)
-    return len(new), len(gone)
+    _write_latest(store, run, rows, change)
 
 
-def _write_latest(store: sqlite3.Connection, run: str, rows: set[Row]) -> None:
+def _write_latest(store: sqlite3.Connection, run: str, rows: set[Row], change: Change) -> None:
     """The newest value of each metric, by MLflow's own order: step, then time, then value."""
-    latest: dict[str, Row] = {}
-    for row in rows:
+    query = "SELECT key, timestamp, step, value, is_nan FROM latest_metrics WHERE run_uuid = ?"
+    there: dict[str, Row] = {row[0]: row for row in store.execute(query, (run,))}
+    # Where nothing went, the newest is the one of before or one of the new.
+    grown = bool(there) and not change.gone
+    latest = dict(there) if grown else {}
+    for row in change.new if grown else rows:
         best = latest.get(row[0])
         if best is None or (row[2], row[1], row[3]) > (best[2], best[1], best[3]):
             latest[row[0]] = row
-    there = {
-        row[0]: row
-        for row in store.execute(
-            "SELECT key, timestamp, step, value, is_nan FROM latest_metrics WHERE run_uuid = ?", (run,)
-        )
-    }
     store.executemany(
         "DELETE FROM latest_metrics WHERE key = ? AND run_uuid = ?",
         [(key, run) for key in there.keys() - latest.keys()],

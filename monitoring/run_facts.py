@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from monitoring.run_rows import Change, Row, RunRows, milliseconds, name_of
 from pipeline.config import read_yaml
-from pipeline.files import read_json, read_lines
-from pipeline.journal import read_journals
+from pipeline.files import read_lines
 from pipeline.runs import RunFolder
-
-Row = tuple[str, int, int, float, int]  # metric, time in ms, step, value, is NaN: the order of MLflow's primary key
 
 PARAM_LENGTH = 6000  # MLflow's own limits
 TAG_LENGTH = 8000
-NAME_LENGTH = 250
-LARGEST = 1.7976931348623157e308  # what MLflow stores for infinity
-STRANGE = re.compile(r"[^\w\-. /:]")  # what MLflow does not take in a metric's or parameter's name
+STATUS = {  # MLflow's word for a run's state; others are KILLED
+    "complete": "FINISHED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+    "queued": "SCHEDULED",
+    "created": "SCHEDULED",
+}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that MLflow is to show of one run."""
+    """All that MLflow is to show of one run; ``change``: which of its rows are new since it was read before."""
 
     run_id: str
     name: str
@@ -37,6 +37,7 @@ class RunFacts:
     params: dict[str, str]
     tags: dict[str, str]
     rows: set[Row]
+    change: Change
     broken: int
 
 
@@ -46,11 +47,14 @@ def run_id_of(name: str, history: list[dict[str, Any]]) -> str:
     return hashlib.sha256(f"slurmphony run {name} {born}".encode()).hexdigest()[:32]
 
 
-def read_run(run: RunFolder) -> RunFacts:
+def read_run(run: RunFolder, reader: RunRows | None = None) -> RunFacts:
+    """Read all of a run; of its journals only what is new to ``reader``."""
+    reader = reader or RunRows(run)
     history, broken = read_lines(run.history_file)
     config = read_yaml(run.config_file)
-    broken += sum(read_lines(path)[1] for path in run.metrics.glob("attempt_*.jsonl"))
-    rows = journal_rows(run) | evaluation_rows(run)
+    change = reader.read()
+    broken += reader.broken
+    rows = reader.rows
     state, end = run_state(run, history)
     start = next((event["time"] for event in history), None) or run.config_file.stat().st_mtime
     if end is None and state == "killed":
@@ -65,44 +69,9 @@ def read_run(run: RunFolder) -> RunFacts:
         params={name_of(key): cut(value, PARAM_LENGTH) for key, value in leaves(config)},
         tags={key: cut(value, TAG_LENGTH) for key, value in tags_of(run, history, state, broken).items() if value},
         rows=rows,
+        change=change,
         broken=broken,
     )
-
-
-def journal_rows(run: RunFolder) -> set[Row]:
-    """Every point of the journals as MLflow's metrics table holds it; replayed steps are dropped by the reader."""
-    names: dict[str, str] = {}
-    rows = set()
-    for point in read_journals(run.metrics):
-        at = milliseconds(point.time)
-        for name, value in point.metrics.items():
-            key = names.get(name) or names.setdefault(name, name_of(name))
-            rows.add((key, at, point.step, *stored(value)))
-    return rows
-
-
-def evaluation_rows(run: RunFolder) -> set[Row]:
-    """evaluation.json as metrics: ``evaluation/<figure>``, an interval's ends as ``..._low`` and ``..._high``."""
-    tree = read_json(run.evaluation_file)
-    if not isinstance(tree, dict):
-        return set()
-    at = milliseconds(run.evaluation_file.stat().st_mtime)
-    return {
-        (name_of(f"evaluation/{name}"), at, int(tree.get("step", 0)), *stored(float(value)))
-        for name, value in figures(tree.get("figures", {}))
-    }
-
-
-def figures(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers among an evaluation's figures, nested ones under ``a/b``; ``{"value", "low", "high"}`` is one with its interval."""
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            interval = {"": value.get("value"), "_low": value.get("low"), "_high": value.get("high")}
-            nested = {f"{path}{end}": number for end, number in interval.items()} if "value" in value else None
-            yield from figures(nested) if nested else figures(value, f"{path}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield path, float(value)
 
 
 def run_state(run: RunFolder, history: list[dict[str, Any]]) -> tuple[str, float | None]:
@@ -142,6 +111,7 @@ def tags_of(run: RunFolder, history: list[dict[str, Any]], state: str, broken: i
         "processes": str(newest.get("world_size") or ""),
         "data": str(newest.get("data") or ""),
         "folder": str(run.path),
+        "cluster": str((run.pulled() or {}).get("host") or ""),
         "code_hash": str(code.get("hash") or ""),
         "broken_lines": str(broken or ""),
         "mlflow.source.name": f"jobs/launch.py {run.path.parent.name}",
@@ -173,19 +143,3 @@ def plain(value: Any) -> str:
 def cut(text: str, length: int) -> str:
     note = f"... ({len(text)} characters)"
     return text if len(text) <= length else text[: length - len(note)] + note
-
-
-def name_of(name: str) -> str:
-    """A name that MLflow's pages and its API take."""
-    return STRANGE.sub("_", name)[:NAME_LENGTH]
-
-
-def stored(value: float) -> tuple[float, int]:
-    """A value and its NaN mark, as MLflow stores them."""
-    if math.isnan(value):
-        return 0.0, 1
-    return min(max(value, -LARGEST), LARGEST), 0
-
-
-def milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -37,6 +37,7 @@ FOLDER = re.compile(r"step_(\d{9})")
 TEMPORARY = ".writing_"
 MANIFEST = "MANIFEST.json"
 TENSOR = "__tensor__"
+OPTIMIZER = "optimizer."  # with what the names of optimizers' parts, and of their files, begin
 
 Entry = dict[str, Any]  # size and xxh3_128 of a file
 Leaf = Tensor | Callable[[], Tensor]
@@ -163,18 +164,25 @@ def commit(aside: Path, final: Path, entries: dict[str, Entry], state: dict[str,
     fsync_folder(final.parent)
 
 
-def load(path: Path) -> StoredCheckpoint:
-    """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong."""
+def load(path: Path, *, weights_only: bool = False) -> StoredCheckpoint:
+    """Open a checkpoint folder, every byte verified; BadCheckpoint names what is wrong.
+
+    Args:
+        weights_only: leave the optimizers out; their files may be missing then, as where only the weights were pulled.
+    """
     try:
-        verify(path)
+        verify(path, weights_only=weights_only)
         state = json.loads((path / "state.json").read_text())
-        parts = StoredParts(path, state.pop("parts"))
+        skeletons = state.pop("parts")
+        if weights_only:
+            skeletons = {name: part for name, part in skeletons.items() if not name.startswith(OPTIMIZER)}
+        parts = StoredParts(path, skeletons)
         return StoredCheckpoint(state["step"], parts, state)
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise BadCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, *, weights_only: bool = False) -> None:
     """Check size and hash of every file against the manifest; BadCheckpoint names the first that differs."""
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
@@ -182,6 +190,8 @@ def verify(path: Path) -> None:
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
+            if weights_only and name.startswith(OPTIMIZER):
+                continue
             raise BadCheckpoint(f"{file} is missing")
         if file.stat().st_size != entry["size"]:
             raise BadCheckpoint(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['size']}")
@@ -194,18 +204,21 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)))
 
 
-def load_newest(folder: Path, *, set_aside: bool) -> tuple[StoredCheckpoint | None, list[str]]:
+def load_newest(
+    folder: Path, *, set_aside: bool, weights_only: bool = False
+) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest good checkpoint, and a sentence for each newer one that was bad.
 
     Args:
         set_aside: rename what is bad. Only for who holds the run's lease; a reader goes past it, and past one that is pruned
             while it reads.
+        weights_only: as of ``load``.
     """
     rejected: dict[int, str] = {}
     while left := set(steps(folder)) - rejected.keys():
         path = folder / folder_name(max(left))
         try:
-            return load(path), list(rejected.values())
+            return load(path, weights_only=weights_only), list(rejected.values())
         except BadCheckpoint as error:
             if set_aside:
                 aside = _free_name(folder / f"bad_{path.name}")
@@ -315,7 +328,7 @@ def trained_weights(run: Path, *, averaged: bool = True) -> tuple[dict[str, Tens
     Raises UserError where the run has no checkpoint.
     """
     folder = run / "checkpoints"
-    newest, rejected = load_newest(folder, set_aside=False) if folder.is_dir() else (None, [])
+    newest, rejected = load_newest(folder, set_aside=False, weights_only=True) if folder.is_dir() else (None, [])
     for sentence in rejected:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)
     if newest is None:

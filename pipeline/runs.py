@@ -135,14 +135,23 @@ class RunFolder:
         return self.metrics / f"attempt_{attempt:03d}.jsonl"
 
     def writer(self) -> dict[str, Any] | None:
-        """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides."""
-        lease = read_json(self.lease_file)
+        """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides.
+
+        Of a run that was pulled from a cluster: as it was when the cluster was last asked.
+        """
+        lease, pulled = read_json(self.lease_file), self.pulled()
         if lease is None or lease.get("process") is None or self.last_end() is not None:  # older leases tell no process
             return None
-        if processes.is_here(lease["process"]):
+        if pulled is None and processes.is_here(lease["process"]):
             return lease if processes.is_alive(lease["process"]) else None
         heard = max(lease["time"], (self.heartbeat() or lease)["time"])  # its first heartbeat comes when it trains
-        return lease if time.time() - heard < HEARTBEAT_STALE else None
+        now = pulled["time"] if pulled else time.time()
+        return lease if now - heard < HEARTBEAT_STALE else None
+
+    def pulled(self) -> dict[str, Any] | None:
+        """Of a run that ``sync/pull.py`` brought: the ``host`` it is from, and the ``time`` there when that was last asked."""
+        seen = read_json(self.path.parent.parent / ".sync" / "seen.json")
+        return seen if isinstance(seen, dict) else None
 
     # -- progress -----------------------------------------------------------------------------------------------
 

@@ -20,12 +20,16 @@ LOGIN_NODE = [
     "jobs.cancel",
     "jobs.export",
     "pipeline.runs",
+    "sync.push",
+    "sync.pull",
+    "sync.verify",
     "monitoring.dashboard",
     "data_prep.prepare",
     "data_prep.demo",
     "data_prep.latents",
     "data_prep.fetch_weights",
 ]
+FOR_SYNC = {"pipeline.errors", "pipeline.files", "pipeline.manifest", "pipeline.runs", "jobs.clusters", "jobs.snapshot"}
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
 QUEUES_JOBS = {"data_prep/prepare.py": {"jobs.prepare_slurm"}}  # the command, and nothing of what the jobs run
 
@@ -64,7 +68,7 @@ def allowed(path: Path) -> set[str]:
         case "monitoring":
             return {"pipeline", "monitoring"}
         case "sync":
-            return {"pipeline.runs", "sync"}
+            return {"sync"} | FOR_SYNC
     raise AssertionError(folder)
 
 

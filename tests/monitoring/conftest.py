@@ -31,7 +31,7 @@ class Bench:
     def update(self) -> dict[str, Outcome]:
         """Import as a new process would: nothing is remembered from before."""
         with closing(open_store(self.path, print)) as store:
-            return {outcome.name: outcome for outcome in Mirror(store, self.runs, self.artifacts).update()}
+            return {outcome.name: outcome for outcome in Mirror(store, lambda: [self.runs], self.artifacts).update()}
 
     def client(self):
         from mlflow import MlflowClient

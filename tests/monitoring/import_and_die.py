@@ -27,5 +27,5 @@ if moment != "none":
 store = open_store(Path(path), print)
 store.execute("PRAGMA cache_size = 50")  # a few pages: most of the transaction is in the file before its commit
 print("importing", flush=True)
-for outcome in mirror.Mirror(store, Path(runs), Path(artifacts)).update():
+for outcome in mirror.Mirror(store, lambda: [Path(runs)], Path(artifacts)).update():
     print(outcome, flush=True)

@@ -80,16 +80,38 @@ def test_a_growing_run_is_followed_and_a_quiet_one_not_read_again(bench: Bench, 
     run = make_run(bench.runs)
     attempt(run, 0, 10)
     finished_run(bench.runs, "00000000", steps=5)
-    mirror = Mirror(open_store(bench.path, print), bench.runs, bench.artifacts)
+    mirror = Mirror(open_store(bench.path, print), lambda: [bench.runs], bench.artifacts)
     assert sum(o.new for o in mirror.update()) == 30
     grow(run, range(11, 14))
     read = []
     monkeypatch.setattr(
-        mirror_module, "read_run", lambda r, real=mirror_module.read_run: read.append(r.name) or real(r)
+        mirror_module, "read_run", lambda r, reader, real=mirror_module.read_run: read.append(r.name) or real(r, reader)
     )
     assert {o.name: o.new for o in mirror.update()} == {NAME: 6, "dismix_demo/00000000": 0}
     assert read == [NAME]
     assert bench.points(bench.run().info.run_id) == expected(run)
+
+
+@pytest.mark.parametrize("points", [1_000, pytest.param(50_000, marks=pytest.mark.soak)])
+def test_many_points_of_five_runs_grow_as_one_mirror_and_as_another(bench: Bench, points):
+    """Point for point by MLflow's client: imported at once, followed by the same process, and by others beside it."""
+    runs = [make_run(bench.runs, identity=f"{number}" * 8) for number in range(5)]
+    for run in runs:
+        attempt(run, 0, points // 2, troubled)
+    mirror = Mirror(open_store(bench.path, print), lambda: [bench.runs], bench.artifacts)
+    assert {o.new for o in mirror.update()} == {points}
+    assert {(o.new, o.gone, o.changed) for o in bench.update().values()} == {(0, 0, False)}
+    grow(runs[0], range(points // 2 + 1, points // 2 + 301))
+    assert sum(o.new for o in mirror.update()) == 600
+    grow(runs[1], range(points // 2 + 1, points // 2 + 11))
+    assert bench.update()[runs[1].name].new == 20  # another process, which the first must notice
+    grow(runs[1], range(points // 2 + 11, points // 2 + 21))
+    assert sum(o.new for o in mirror.update()) == 20
+    attempt(runs[0], 10, 12, troubled)  # rewound
+    assert sum(o.gone for o in mirror.update()) == points + 600 - 20
+    for run in runs:
+        assert bench.points(bench.run(run.name).info.run_id) == expected(run)
+    mirror.store.close()
 
 
 def test_parameters_are_the_configs_leaves_and_follow_its_changes(bench: Bench):

@@ -28,7 +28,7 @@ with engine.begin() as connection:
     config.attributes["connection"] = connection
     command.upgrade(config, sys.argv[2])
 """
-EARLY_MLFLOW_3 = "6953534de441"  # of February 2025, 37 migrations before that of MLflow 3.17.2
+EARLY_MLFLOW_3 = "6953534de441"  # what MLflow 3.1.0 makes, 37 migrations before that of MLflow 3.17.2
 
 
 def refused(path) -> str:

@@ -51,6 +51,22 @@ def test_round_trip_is_exact_and_an_optimizer_takes_it_back(tmp_path):
     assert fresh.param_groups[0]["lr"] == 0.1
 
 
+def test_weights_alone_are_enough_to_make_something_with_and_not_to_train_on(tmp_path):
+    """As `sync/pull.py --only ema` brings it: without the optimizer."""
+    written = make(7)
+    (tmp_path / "checkpoints").mkdir()
+    folder = checkpoint.save(tmp_path / "checkpoints", written)
+    (folder / "optimizer.main.safetensors").unlink()
+    weights, step = checkpoint.trained_weights(tmp_path)
+    assert step == 7 and equal(weights, written.parts["model"]) and folder.is_dir()
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match=r"model\.safetensors is missing"):
+        checkpoint.load(folder, weights_only=True)
+    (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match=r"optimizer\.main\.safetensors is missing"):
+        checkpoint.load(folder)
+
+
 def test_a_thing_that_is_neither_tensor_nor_plain_is_refused(tmp_path):
     with pytest.raises(TypeError, match="model"):
         checkpoint.save(tmp_path, Checkpoint(1, {"model": {"x": object()}}, {}))

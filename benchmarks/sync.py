@@ -1,0 +1,85 @@
+"""Sync against plain rsync on one machine: looking at 10,000 unchanged files, bringing them, and verifying large ones.
+
+`python -m benchmarks.sync [--files N] [--size MB]`. Needs sshd and rsync (openssh-server, rsync): it starts a login node on loopback.
+Ratios of one run count; seconds are those of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jobs.clusters
+from pipeline.errors import run_command
+from sync import pull, verify
+from tests.monitoring.run_factory import finished_run
+from tests.sync.cluster_runs import with_environment
+from tests.sync.far_side import FarSide, login_node
+
+RSYNC = shutil.which("rsync") or "rsync"  # not the laptop's poor one
+
+
+def median_seconds(work: Callable[[], object], times: int = 5) -> float:
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return sorted(took)[times // 2]
+
+
+def plain_rsync(far: FarSide, target: Path) -> None:
+    """`rsync -a` of the same tree over the same kept connection."""
+    shell = f"ssh -o ControlPath={far.here}/home/.ssh/sl-%C"
+    command = [RSYNC, "-a", "-e", shell, f"faraway:{far.runs}/", f"{target}/"]
+    subprocess.run(command, env=far.environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sync", description=__doc__)
+    parser.add_argument("--files", type=int, default=10_000, help="small files of the run (default 10,000)")
+    parser.add_argument("--size", type=int, default=2_000, help="MB of large files to verify (default 2,000)")
+    args = parser.parse_args()
+    with contextlib.contextmanager(login_node)() as far:
+        os.environ.update({name: far.environment[name] for name in ("PATH", "HOME")})
+        jobs.clusters.PROFILES = far.profiles
+        with_environment(far)
+        run = finished_run(far.runs)
+        for number in range(args.files):
+            (run.samples / f"{number:05d}.wav").write_bytes(os.urandom(1000))
+        where = ["--to", str(far.here / "pulled")]
+        first = median_seconds(lambda: pull.main(["faraway", *where]), 1)
+        plain_first = median_seconds(lambda: plain_rsync(far, far.here / "plain"), 1)
+        again = median_seconds(lambda: pull.main(["faraway", *where]))
+        plain_again = median_seconds(lambda: plain_rsync(far, far.here / "plain"))
+        typed = median_seconds(
+            lambda: subprocess.run(far.line("pull", "faraway", *where), env=far.environment, check=True)
+        )
+        big = run.checkpoints / "step_000000010"
+        big.mkdir()
+        for number in range(max(1, args.size // 200)):
+            (big / f"shard-{number}.safetensors").write_bytes(os.urandom(200_000_000))
+        pull.main(["faraway", *where, "--only", "checkpoints"])
+        only = ["--only", "checkpoints", *where, "--runs", str(far.here / "own")]
+        offline = median_seconds(lambda: verify.main(only), 3)
+        online = median_seconds(lambda: verify.main(["faraway", *only]), 3)
+        size = args.size // 200 * 0.2
+        print(
+            f"\n{args.files} new files: {first:.2f} s; plain rsync {plain_first:.2f} s; ratio {first / plain_first:.2f}"
+        )
+        print(
+            f"{args.files} unchanged: {again:.2f} s; plain rsync {plain_again:.2f} s; ratio {again / plain_again:.2f}"
+        )
+        print(f"  with Python's start: {typed:.2f} s; ratio {typed / plain_again:.2f}")
+        print(f"verify, warm cache: {size / offline:.2f} GB/s here alone, {size / online:.2f} GB/s on both sides")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

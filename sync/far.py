@@ -1,0 +1,220 @@
+"""What either side says of its files: lists them, hashes them, removes them. Standard library only.
+
+The laptop runs this file on the cluster by sending its text to a Python there, and then its requests (``sync.session``), so both
+sides always speak the same version and the cluster needs nothing but a Python 3.6. A reply is lines of JSON on stdout, so that
+long work shows how far it is. Names of files are bytes there; here and in JSON they are text, bytes that are no UTF-8 as
+surrogates. Sizes in bytes, times in ns since 1970.
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+
+try:
+    import xxhash
+except ImportError:  # a bare Python on a login node
+    xxhash = None  # type: ignore[assignment]
+
+RUN_ID = re.compile(r"[0-9a-f]{8}(-\d+)?")
+CHUNK = 1 << 20
+HASH = "xxh3_128"  # as in all manifests; blake2b stands in for it where there is no xxhash
+
+
+def to_bytes(name):
+    return name.encode("utf-8", "surrogateescape")
+
+
+def to_text(name):
+    return name.decode("utf-8", "surrogateescape")
+
+
+def expand(path):
+    """A path as it stands in a profile, absolute: ``~``, ``$USER`` and the like filled in."""
+    return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
+
+
+# -- listing ----------------------------------------------------------------------------------------------------
+
+
+def list_files(folder, tops=("*",)):
+    """``{name: [size, mtime]}`` of the regular files below ``folder`` whose first part matches one of ``tops``.
+
+    Left out: links, which could lead anywhere, and what is still being written (names with a dot, but for those in code/).
+    """
+    found: dict = {}
+    for entry in _entries(to_bytes(folder)):
+        name = to_text(entry.name)
+        if any(fnmatch.fnmatchcase(name, top) for top in tops):
+            _add(entry, name, name.startswith("code"), found)
+    return found
+
+
+def _entries(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # pruned while we looked
+
+
+def _add(entry, name, hidden_too, found):
+    if name.startswith(".") or (not hidden_too and "/." in name):
+        return
+    if entry.is_dir(follow_symlinks=False):
+        for inner in _entries(entry.path):
+            _add(inner, name + "/" + to_text(inner.name), hidden_too, found)
+    elif entry.is_file(follow_symlinks=False):
+        try:
+            stat = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        found[name] = [stat.st_size, stat.st_mtime_ns]
+
+
+def digest_of(files):
+    """A short word for a listing: another one where any name, size or time is another."""
+    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode("ascii"), digest_size=16).hexdigest()
+
+
+def run_names(root):
+    """``name/identity`` of every run under ``root``, the one that was touched last at the end."""
+    found = []
+    for config in _entries(to_bytes(root)):
+        if config.name.startswith(b".") or not config.is_dir():
+            continue
+        for run in _entries(config.path):
+            if RUN_ID.fullmatch(to_text(run.name)) and os.path.isfile(os.path.join(run.path, b"config.yaml")):
+                try:
+                    touched = os.stat(os.path.join(run.path, b"history.jsonl")).st_mtime_ns
+                except FileNotFoundError:
+                    continue
+                found.append((touched, to_text(config.name) + "/" + to_text(run.name)))
+    return [name for _, name in sorted(found)]
+
+
+def matching(names, wanted):
+    """The runs that were asked for: all, the one of that name, or the newest of that config."""
+    if wanted is None or wanted in names:
+        return names if wanted is None else [wanted]
+    return [name for name in names if name.split("/")[0] == wanted][-1:]
+
+
+# -- hashing ----------------------------------------------------------------------------------------------------
+
+
+def new_hash(algorithm):
+    return xxhash.xxh3_128() if algorithm == HASH else hashlib.blake2b(digest_size=16)
+
+
+def algorithm_here():
+    return HASH if xxhash else "blake2b"
+
+
+def hash_of(path, algorithm, length=None):
+    """``[size, mtime, hash]`` of a regular file, the hash over its first ``length`` bytes; None where there is no such file."""
+    digest = new_hash(algorithm)
+    try:
+        if os.path.islink(path):
+            return None
+        with open(path, "rb", buffering=0) as file:
+            stat = os.fstat(file.fileno())  # first: what is changed while we read has a later time
+            left = length
+            while left is None or left > 0:
+                chunk = file.read(CHUNK if left is None else min(CHUNK, left))
+                if not chunk:
+                    break
+                digest.update(chunk)
+                left = None if left is None else left - len(chunk)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    return [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
+
+
+# -- requests ---------------------------------------------------------------------------------------------------
+
+
+def answer(request):
+    """The lines of JSON that answer ``request``."""
+    root = expand(request["root"])
+    yield {"root": root, "time": time.time(), "exists": os.path.isdir(root)}
+    yield from ANSWERS[request["do"]](root, request)
+
+
+def _list(root, request):
+    names = run_names(root)
+    yield {"runs": names}
+    for name in matching(names, request["run"]):
+        files = list_files(os.path.join(root, name), request["tops"])
+        digest = digest_of(files)
+        yield {"run": name, "digest": digest, "files": None if request["known"].get(name) == digest else files}
+
+
+def _hash(root, request):
+    algorithm = algorithm_here()
+    yield {"algorithm": algorithm}
+    for name, length in request["files"]:
+        yield {"file": name, "facts": hash_of(os.path.join(to_bytes(root), to_bytes(name)), algorithm, length)}
+
+
+def _read(root, request):
+    try:
+        with open(os.path.join(root, request["file"]), encoding="ascii") as file:
+            yield {"text": file.read()}
+    except FileNotFoundError:
+        yield {"text": None}
+
+
+def _write(root, request):
+    """One small file, whole or not at all."""
+    os.makedirs(root, exist_ok=True)
+    path = os.path.join(root, request["file"])
+    with open(path + ".writing", "w", encoding="ascii") as file:
+        file.write(request["text"])
+    os.replace(path + ".writing", path)
+    yield {"written": request["file"]}
+
+
+def _remove(root, request):
+    """Remove files, and the folders below ``root`` that are empty then."""
+    for name in request["files"]:
+        path = os.path.join(to_bytes(root), to_bytes(name))
+        yield {"file": name, "trouble": remove(path, to_bytes(root))}
+
+
+def remove(path, root):
+    """Remove a file and the folders up to ``root`` that are empty then; what prevented it, or None."""
+    try:
+        os.unlink(path)
+        folder = os.path.dirname(path)
+        while folder != root and not os.listdir(folder):
+            os.rmdir(folder)
+            folder = os.path.dirname(folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+ANSWERS = {"list": _list, "hash": _hash, "read": _read, "write": _write, "remove": _remove}
+
+
+def serve():
+    """Answer requests, a line of JSON each, until there are no more."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        flushed = time.time()
+        try:
+            for reply in answer(json.loads(line.decode("ascii"))):
+                sys.stdout.write(json.dumps(reply) + "\n")
+                if time.time() > flushed + 0.2:
+                    sys.stdout.flush()
+                    flushed = time.time()
+            end: dict = {"end": True}
+        except OSError as error:
+            end = {"failed": "{}: {}".format(error.filename and to_text(os.fsencode(error.filename)), error.strerror)}
+        sys.stdout.write(json.dumps(end) + "\n")
+        sys.stdout.flush()
