@@ -29,9 +29,9 @@ def load(name: str, *overrides: str) -> RunConfig:
     return parse_config(tree, registry.model_config_class(tree["model"]["system"]), f"configs/{name}.yaml")
 
 
-def info(name: str) -> dict[str, Any]:
+def info(name: str, *overrides: str) -> dict[str, Any]:
     """What the manifest of a config's data says."""
-    config = load(name)
+    config = load(name, *overrides)
     return registry.part(config.model.system, "train_module").TrainModule.typical_data(config)
 
 

@@ -18,9 +18,11 @@ from pipeline.rng import KeyedRandom
 from pipeline.train_module import schedule_factor
 from tests.models.helpers import build, info, load
 
-SMALL = (
-    "model.ldm.frames=16", "model.ldm.dit.feed_forward=32", "data.batch_size=4",
-    "model.ldm.transcriber={channels: 4, res_blocks: 1, groups: 2}", "model.barlow_twins_group=2", "model.curriculum_steps=0",
+TINY = "{channels: 4, res_blocks: 1, groups: 2}"
+SMALL = (  # the paper's networks and its four sources, in small
+    "data.recipe=cocochorales_ldm", "model.ldm.over_time=null", "model.ldm.query_frames=null",
+    "model.ldm.frames=16", "model.ldm.dit.feed_forward=32", "data.batch_size=4", "model.barlow_twins_group=2",
+    *(f"model.ldm.{part}={TINY}" for part in ("query_encoder", "transcriber", "translator")),
 )  # fmt: skip
 TABLE = {  # module of configs/dismix.yaml: parameters, of them trainable
     "query_encoder": (5_604_424, 5_604_424),

@@ -41,7 +41,7 @@ def data(tmp_path_factory):
     for split, shards in {"train": [2], "valid": [2], "test": [1, 2]}.items():
         write_dataset(folder, shards, split, sample)
     tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = info("dismix_ldm_demo")
+    tree["info"] = info("dismix_ldm_demo", *SMALL)
     (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
 
