@@ -30,7 +30,7 @@ from pipeline.rng import KeyedRandom
 from pipeline.train_module import Batch
 
 JUDGED = 1000  # mixtures at most
-CROPS = 4  # places at most that are looked at in a sample longer than the model's window
+CROPS = 2  # places at most that are looked at in a sample longer than the model's window
 DECIBEL = 20 / math.log(10)  # of one unit of log-mel
 RENDERINGS = ("set", "single")
 

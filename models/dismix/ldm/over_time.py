@@ -1,7 +1,7 @@
 """Networks over time alone: what stands in for the VAE family where there is no GPU (``model.ldm.over_time``).
 
-Picture networks slide along frequency, which costs a hundred times what a step over time costs, and pitch is where in frequency: on two
-cores they learn it in days. Here bands, features or pitches are channels. Inputs and outputs are those of the picture networks.
+Picture networks slide along frequency as they do along time, and a pitch is a place in frequency: they are slow on a CPU, and slow to learn
+it. Here bands, features or pitches are channels, which mix in every layer. Inputs and outputs are those of the picture networks.
 
 Shapes: K pictures, T mel frames, L = T / 4 latent frames, F mel bands, P pitch classes, W = 16 features, 8 latent channels.
 """
