@@ -17,6 +17,6 @@ RECIPES: dict[str, ChoraleStage] = {
         SimpleCase("cocochorales_simple_demo", 12, 2, 2, DEMO_INSTRUMENTS, 48, 72, None),  # two octaves
         # The paper's LDM case: random ensembles, in which an instrument says nothing about the voice it plays
         LdmCase("cocochorales_ldm", 64, 4, 1, INSTRUMENTS, ensembles=("random",), windows_per_track=4),
-        LdmCase("cocochorales_ldm_demo", 12, 4, 1, DEMO_INSTRUMENTS, ensembles=("random",), windows_per_track=4),
+        LdmCase("cocochorales_ldm_demo", 12, 2, 1, DEMO_INSTRUMENTS, ("random",), 4, choices_per_window=3),
     )
 }

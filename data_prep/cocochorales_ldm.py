@@ -1,8 +1,9 @@
 """CocoChorales for DisMix's LDM case: four seconds of a four-part chorale, its sources, their pitch frame by frame, and queries.
 
-A sample is a window of 4 s at 16 kHz, F = 400 frames of 64 mel bands (``features.AUDIOLDM2``), N voices of different instruments:
+A sample is a window of 4 s at 16 kHz, F = 400 frames of 64 mel bands (``features.AUDIOLDM2``), N voices of different instruments, all of
+a track's or some:
 
-    mixture.npy      float32 (64, F)         log-mel of the summed stems
+    mixture.npy      float32 (64, F)         log-mel of the sum of these voices
     sources.npy      float32 (N, 64, F)      log-mel of each stem, with the mixture's gain
     queries.npy      float32 (N, Q, 64, F)   Q windows of the same instrument out of other tracks of the same shard
     pitch.npy        int64 (N, F)            MIDI number at the middle of each frame, REST where the voice rests
@@ -11,7 +12,7 @@ A sample is a window of 4 s at 16 kHz, F = 400 frames of 64 mel bands (``feature
     meta.json        track, start (seconds), gain, queries [N][Q] of [track, voice, start]
 
 One gain brings the mixture to LEVEL (less where a wave would clip); a query is brought to LEVEL / sqrt(N). No padding: the windows at both
-ends of the first and last frame reach into the recording itself. A voice that is silent throughout a window costs that window.
+ends of the first and last frame reach into the recording itself. A voice that is silent throughout a window is in none of its samples.
 
 The manifest's ``info``: instruments (names), sources (N), queries (Q), frames, seconds, sample_rate, rest and pitch_classes (the
 labels of ``pitch``), mel {bands, window, hop, f_min, f_max, floor, compression}, mean and std (of log-mel over the training split's
@@ -20,6 +21,8 @@ mixtures and sources), samples {train, valid, test}. Source: DisMix, arXiv 2408.
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +69,14 @@ class Window(Mixture):
 
 @dataclass(frozen=True)
 class LdmCase(ChoraleStage):
-    """``ensembles`` names the tracks that are used (string, brass, woodwind, random), by the first word of their folder."""
+    """``ensembles`` names the tracks that are used (string, brass, woodwind, random), by the first word of their folder.
+
+    Of the choices of ``sources`` voices with different instruments, ``choices_per_window`` are drawn; None takes every one.
+    """
 
     ensembles: tuple[str, ...]
     windows_per_track: int
+    choices_per_window: int | None = None
     frames: ClassVar[int] = FRAMES
     code: ClassVar[tuple[str, ...]] = (
         *SHARED_CODE,
@@ -96,58 +103,71 @@ class LdmCase(ChoraleStage):
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> TrackMixtures:
         voices = read_track(item, read)
-        if not self._fits(voices):
+        choices = self._choices(voices)
+        if not choices:
             return TrackMixtures(item.name, (), (), 0)
         stems = _common(voices)
-        starts, silent = [], 0
+        windows: list[Window] = []
+        bank: list[tuple[Clip, np.ndarray]] = []
+        silent = 0
         for start in _starts(stems, self.windows_per_track):
-            if min(rms(stem) for stem in stems[:, start : start + _reach()]) < SILENT:
-                silent += 1
-            else:
-                starts.append(start)
-        windows = tuple(self._window(item, voices, stems, start) for start in starts)
-        return TrackMixtures(item.name, windows, self._bank(stems, windows, starts), silent)
+            cut = stems[:, start : start + _reach()]
+            sounding = {i for i, stem in enumerate(cut) if rms(stem) >= SILENT}
+            drawn = self._drawn(f"{item.name}/{start}", choices)
+            heard = [members for members in drawn if sounding.issuperset(members)]
+            silent += len(drawn) - len(heard)
+            new = [self._window(item, voices, cut, start, members) for members in heard]
+            windows += new
+            bank += self._bank(cut, new)
+        return TrackMixtures(item.name, tuple(windows), tuple(bank), silent)
 
-    def _fits(self, voices: Sequence[Voice]) -> bool:
-        """A query must identify one source, so no instrument may play twice."""
-        names = {voice.instrument for voice in voices}
-        return len(voices) == len(names) == self.sources and names <= set(self.instruments)
+    def _choices(self, voices: Sequence[Voice]) -> list[tuple[int, ...]]:
+        """The voices that may be heard together: a query must identify one source, so no instrument may play twice."""
+        known = [i for i, voice in enumerate(voices) if voice.instrument in self.instruments]
+        together = itertools.combinations(known, self.sources)
+        return [members for members in together if len({voices[i].instrument for i in members}) == self.sources]
 
-    def _window(self, item: Input, voices: Sequence[Voice], stems: np.ndarray, start: int) -> Window:
+    def _drawn(self, window: str, choices: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        if self.choices_per_window is None or len(choices) <= self.choices_per_window:
+            return choices
+        rng = random.Random(f"{self.recipe}/{window}/choices")
+        return sorted(rng.sample(choices, self.choices_per_window))
+
+    def _window(
+        self, item: Input, voices: Sequence[Voice], stems: np.ndarray, start: int, members: tuple[int, ...]
+    ) -> Window:
+        """The voices ``members`` of stems (voices, n), which begin ``start`` samples into the recording."""
         from models.features import AUDIOLDM2
 
-        cut = stems[:, start : start + _reach()]
+        cut = stems[list(members)]
         mix = cut.sum(axis=0)
         gain = min(LEVEL / max(rms(mix), SILENT), HEADROOM / max(float(np.abs(cut).max()), float(np.abs(mix).max())))
         mels = log_mels([gain * mix, *(gain * cut)], AUDIOLDM2)
         first = start + AUDIOLDM2.margin
         times = (first + (np.arange(FRAMES) + 0.5) * AUDIOLDM2.hop) / SAMPLE_RATE
         clips = tuple(
-            Clip(item.name, i, first / SAMPLE_RATE, self.instruments.index(voice.instrument))
-            for i, voice in enumerate(voices)
+            Clip(item.name, i, first / SAMPLE_RATE, self.instruments.index(voices[i].instrument)) for i in members
         )
         inner = gain * cut[:, AUDIOLDM2.margin : -AUDIOLDM2.margin]
+        part = "" if len(members) == len(voices) else "-" + "".join(map(str, members))
         return Window(
-            f"{item.name}-{round(1000 * first / SAMPLE_RATE):06d}",
+            f"{item.name}-{round(1000 * first / SAMPLE_RATE):06d}{part}",
             clips,
             gain,
             mels[0],
             mels[1:],
-            np.stack([frame_pitches(voice.notes, times) for voice in voices]),
+            np.stack([frame_pitches(voices[i].notes, times) for i in members]),
             np.round(inner * 32768).astype(np.int16) if item.split in HEARD_SPLITS else None,
         )
 
-    def _bank(
-        self, stems: np.ndarray, windows: Sequence[Window], starts: Sequence[int]
-    ) -> tuple[tuple[Clip, np.ndarray], ...]:
+    def _bank(self, stems: np.ndarray, windows: Sequence[Window]) -> list[tuple[Clip, np.ndarray]]:
+        """Each voice that is heard in the windows of one stretch, stems (voices, n), at the level of a query."""
         from models.features import AUDIOLDM2
 
-        clips, crops = [], []
-        for window, start in zip(windows, starts, strict=True):
-            for clip, crop in zip(window.clips, stems[:, start : start + _reach()], strict=True):
-                clips.append(clip)
-                crops.append(query_gain(crop, self.sources) * crop)
-        return tuple(zip(clips, log_mels(crops, AUDIOLDM2), strict=True))
+        clips = {clip.voice: clip for window in windows for clip in window.clips}
+        ordered = [clips[voice] for voice in sorted(clips)]
+        crops = [query_gain(stems[clip.voice], self.sources) * stems[clip.voice] for clip in ordered]
+        return list(zip(ordered, log_mels(crops, AUDIOLDM2), strict=True))
 
     def assemble(self, loaded: Sequence[TrackMixtures]) -> tuple[Samples, dict[str, Any]]:
         samples, summary = super().assemble(loaded)
@@ -179,7 +199,7 @@ class LdmCase(ChoraleStage):
                 f"{self.queries} queries a source; fields, shapes and units stand at the head of `data_prep/cocochorales_ldm.py`.",
                 "",
                 f"{hours:.2f} hours of mixtures. Left out: {no_query} windows with an instrument that no other track of the shard "
-                f"plays (no query), {silent} in which a voice is silent throughout, {unfit} tracks with other or repeated instruments.",
+                f"plays (no query), {silent} in which a voice is silent throughout, {unfit} tracks with too few of the instruments.",
                 "",
                 "## Balance",
                 "",

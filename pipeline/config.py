@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -357,4 +357,6 @@ def _valid_keys(root: type[BaseModel], path: list[str]) -> list[str]:
     node: Any = root
     for part in path:
         node = node.model_fields[part].annotation
+        if not isinstance(node, type):  # a section that may be left out: Section | None
+            node = next(kind for kind in get_args(node) if kind is not type(None))
     return sorted(node.model_fields)

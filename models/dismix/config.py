@@ -42,6 +42,16 @@ class VaeShape(Section):
         return self
 
 
+class OverTimeShape(Section):
+    """Networks of convolutions over time, which small machines can train; see ``ldm/over_time.py``."""
+
+    query_encoder: int = Field(128, gt=0)  # channels
+    transcriber: int = Field(256, gt=0)
+    translator: int = Field(128, gt=0)
+    layers: int = Field(3, gt=0)
+    kernel: int = Field(3, gt=0)
+
+
 class TimbreShape(Section):
     kernel: int = Field(5, gt=0)
     layers: int = Field(3, gt=0)
@@ -71,16 +81,22 @@ class LdmCase(Section):
     """Sizes of the LDM case; the defaults are the paper's (Section 5.2, Appendix B.2)."""
 
     frames: int = Field(400, gt=0)  # of the mel that a training sample shows; less than the data has: a random crop
+    query_frames: int | None = Field(None, gt=0, multiple_of=4)  # of a query; None: as many as ``frames``
     pitch_low: int = Field(0, ge=0, le=127)  # MIDI notes that the transcriber knows, both inclusive, beside silence;
     pitch_high: int = Field(127, ge=0, le=127)  # they must cover the notes of the data
     vae: VaeShape = VaeShape(channels=128)  # the frozen one's published size, where no weights are named
     query_encoder: VaeShape = VaeShape(channels=64)
     transcriber: VaeShape = VaeShape(channels=64)
     translator: VaeShape = VaeShape(channels=64)
+    over_time: OverTimeShape | None = None  # where given, in place of query encoder, transcriber and translator
     timbre_encoder: TimbreShape = TimbreShape()
     dit: DitShape = DitShape()
     diffusion: Diffusion = Diffusion()
     alone: float = Field(0.25, ge=0, le=1)  # share of training samples whose sources are rendered each by itself
+
+    @property
+    def frames_of_query(self) -> int:
+        return self.query_frames or self.frames
 
     @property
     def pitch_classes(self) -> int:

@@ -45,13 +45,26 @@ class Given:
         return overlap_add(windows.float().cpu(), self.starts, self.mixture.shape[-1])
 
 
-def given(module: TrainModule, args: argparse.Namespace, data_folder: Path, frames: int, least: int) -> Given:
-    """The sample or the recordings that ``args`` name, in windows of ``frames`` frames; own recordings take ``least`` queries."""
+def given(
+    module: TrainModule,
+    args: argparse.Namespace,
+    data_folder: Path,
+    frames: int,
+    least: int,
+    query_frames: int | None = None,
+) -> Given:
+    """The sample or the recordings that ``args`` name, in windows of ``frames`` frames; own recordings take ``least`` queries.
+
+    A query has ``query_frames`` frames, or as many as a window.
+    """
     own = args.mix or args.query
     if args.sample is not None and own:
         raise UserError("--sample takes the prepared data, --mix and --query your own files: use one of them.")
     spec = mel_spec(module.data)
-    return _own_files(args, spec, frames, least) if own else _sample(args.sample or 0, data_folder, frames)
+    asked = query_frames or frames
+    return (
+        _own_files(args, spec, frames, asked, least) if own else _sample(args.sample or 0, data_folder, frames, asked)
+    )
 
 
 def swapped(swaps: list[list[int]], sources: int, option: str) -> list[int]:
@@ -78,18 +91,18 @@ def _recording(path: Path, spec: MelSpec, frames: int) -> np.ndarray:
     return read_recording(path, spec.sample_rate, shortest=frames * spec.hop / spec.sample_rate)[0]
 
 
-def _sample(number: int, data_folder: Path, frames: int) -> Given:
+def _sample(number: int, data_folder: Path, frames: int, asked: int) -> Given:
     """Sample ``number`` of the held-out split, and the first frames of its queries."""
     manifest, sample = held_out_sample(number, data_folder)
     mixture = torch.from_numpy(sample["mixture"])
     starts = window_starts(mixture.shape[-1], frames)
     windows = torch.stack([mixture[:, s : s + frames] for s in starts])
     names = [manifest.info["instruments"][i] for i in sample["instrument"]]
-    queries = torch.from_numpy(sample["queries"][:, 0])[..., :frames]
+    queries = torch.from_numpy(sample["queries"][:, 0])[..., :asked]
     return Given(windows, starts, torch.ones(len(starts)), mixture, queries, names)
 
 
-def _own_files(args: argparse.Namespace, spec: MelSpec, frames: int, least: int) -> Given:
+def _own_files(args: argparse.Namespace, spec: MelSpec, frames: int, asked: int, least: int) -> Given:
     """The user's mixture, cut into windows that overlap by half, and the loudest stretch of each query."""
     if not args.mix or not args.query or len(args.query) < least:
         raise UserError(
@@ -101,6 +114,6 @@ def _own_files(args: argparse.Namespace, spec: MelSpec, frames: int, least: int)
     crops = [audio[s * spec.hop : (s + frames) * spec.hop] for s in starts]
     gains = torch.tensor([LEVEL / max(rms(crop), SILENT) for crop in crops])
     windows = torch.stack([magnitudes[:, s : s + frames] for s in starts]) * gains[:, None, None]
-    queries = torch.stack([query(path, spec, frames, len(args.query)) for path in args.query])
+    queries = torch.stack([query(path, spec, asked, len(args.query)) for path in args.query])
     names = [path.stem for path in args.query]
     return Given(log_compress(windows, spec), starts, gains, log_compress(magnitudes, spec), queries, names, audio)

@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.manifest import read_manifest
 from tests.data_prep.building import build, samples, tree
 
-STAGE = dataclasses.replace(RECIPES["cocochorales_ldm_demo"], windows_per_track=2, inputs_per_shard=20)
+DUOS = dataclasses.replace(RECIPES["cocochorales_ldm_demo"], windows_per_track=2, inputs_per_shard=20)
+STAGE = dataclasses.replace(DUOS, sources=4, choices_per_window=None)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,30 @@ def test_queries_come_from_other_tracks_of_the_same_split(corpus, prepared):
     cut = cut * (0.1 / 2 / np.sqrt(np.mean(cut**2)))
     fresh = log_mel(torch.from_numpy(cut), AUDIOLDM2, context=True).numpy()
     np.testing.assert_allclose(sample["queries"][1, 0], fresh, rtol=0, atol=1e-5)
+
+
+def test_some_of_the_voices_are_a_mixture_of_their_own(corpus, tmp_path):
+    every = samples(build(corpus, tmp_path / DUOS.recipe, DUOS)[0])
+    assert len(every) == 3 * 16, "three of the six pairs of each window"
+    assert len({tuple(sorted(s["instrument"])) for s in every}) == 6, "and not always the same three"
+    pairs = set()
+    for sample in every:
+        assert sample["sources"].shape == (2, 64, 400) and sample["queries"].shape == (2, 1, 64, 400)
+        pairs.add((sample["meta"]["track"], sample["meta"]["start"], tuple(sample["instrument"])))
+    assert len(pairs) == len(every)
+    sample = next(s for s in every if s["split"] == "test")
+    stems = voices(corpus, sample["meta"]["track"])
+    names = [RECIPES["cocochorales_ldm_demo"].instruments[i] for i in sample["instrument"]]
+    first = round(sample["meta"]["start"] * 16000)
+    parts = [next(v.audio for v in stems if v.instrument == name)[first : first + 64000] for name in names]
+    heard = sample["meta"]["gain"] * np.stack(parts)
+    np.testing.assert_allclose(sample["wave"] / 32768, heard, rtol=0, atol=0.5001 / 32768)
+    margin = AUDIOLDM2.margin
+    whole = sum(next(v.audio for v in stems if v.instrument == name) for name in names)
+    mixture = sample["meta"]["gain"] * whole[first - margin : first + 64000 + margin]
+    assert np.sqrt(np.mean(mixture**2)) == pytest.approx(0.1, rel=1e-9)
+    fresh = log_mel(torch.from_numpy(mixture)[None], AUDIOLDM2, context=True).numpy()[0]
+    np.testing.assert_allclose(sample["mixture"], fresh, rtol=0, atol=1e-5)
 
 
 def test_two_workers_write_the_bytes_of_one(corpus, prepared, tmp_path):

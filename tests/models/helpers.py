@@ -30,9 +30,9 @@ def load(name: str, *overrides: str) -> RunConfig:
     return load_named(name, overrides)
 
 
-def info(name: str) -> dict[str, Any]:
+def info(name: str, *overrides: str) -> dict[str, Any]:
     """What the manifest of a config's data says."""
-    config = load(name)
+    config = load(name, *overrides)
     return registry.part(config.model, "train_module").TrainModule.typical_data(config)
 
 

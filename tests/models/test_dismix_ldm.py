@@ -18,9 +18,11 @@ from pipeline.rng import KeyedRandom
 from pipeline.train_module import schedule_factor
 from tests.models.helpers import build, info, load
 
-SMALL = (
-    "model.ldm.frames=16", "model.ldm.dit.feed_forward=32", "data.batch_size=4",
-    "model.ldm.transcriber={channels: 4, res_blocks: 1, groups: 2}", "model.barlow_twins_group=2", "model.curriculum_steps=0",
+TINY = "{channels: 4, res_blocks: 1, groups: 2}"
+SMALL = (  # the paper's networks and its four sources, in small
+    "data.recipe=cocochorales_ldm", "model.ldm.over_time=null", "model.ldm.query_frames=null",
+    "model.ldm.frames=16", "model.ldm.dit.feed_forward=32", "data.batch_size=4", "model.barlow_twins_group=2",
+    *(f"model.ldm.{part}={TINY}" for part in ("query_encoder", "transcriber", "translator")),
 )  # fmt: skip
 TABLE = {  # module of configs/dismix.yaml: parameters, of them trainable
     "query_encoder": (5_604_424, 5_604_424),
@@ -47,7 +49,7 @@ def batch(module):
 
 @pytest.fixture
 def seen(module, batch):
-    return facts.view(batch, 16, module.random, "test")
+    return facts.view(batch, module.sizes, module.random, "test")
 
 
 def rows(batch, index):
@@ -141,7 +143,7 @@ def test_noise_is_added_and_z0_is_what_is_predicted(module, batch, monkeypatch):
         shown.update(noisy=noisy, level=level)
         return clean_latents
 
-    seen = facts.view(batch, 16, module.random, "train/crop")
+    seen = facts.view(batch, module.sizes, module.random, "train/crop")
     clean_latents = torch.cat([seen.mixture_latent[:, None], seen.sources_latent], 1)
     monkeypatch.setattr(module.model.renderer, "forward", spy)
     terms = module.training_step(batch, 1)
@@ -205,7 +207,7 @@ def test_a_crop_is_the_same_place_of_mixture_sources_and_pitch(module, batch):
     batch["pitch"] = frame.long().expand_as(batch["pitch"]).clone()
     for name in ("mixture_latent", "sources_latent"):
         batch[name] = torch.arange(100.0)[:, None].expand_as(batch[name]).half()
-    seen = facts.view(batch, 16, KeyedRandom(3), "x")
+    seen = facts.view(batch, module.sizes, KeyedRandom(3), "x")
     starts = seen.pitch[:, 0, 0]
     assert len(starts.unique()) > 1 and not (starts % 4).any()
     for i, start in enumerate(starts.tolist()):
@@ -213,6 +215,36 @@ def test_a_crop_is_the_same_place_of_mixture_sources_and_pitch(module, batch):
         assert (seen.pitch[i] == torch.arange(start, start + 16)).all()
         for latent in (seen.mixture_latent[i, 0, :, 0], seen.sources_latent[i, 2, 5, :, 3]):
             assert torch.equal(latent, torch.arange(start // 4, start // 4 + 4.0))
+
+
+def test_a_query_may_be_longer_than_what_is_looked_at(module, batch):
+    sizes = load("dismix_ldm_demo", *SMALL, "model.ldm.query_frames=400").model.ldm
+    seen = facts.view(batch, sizes, KeyedRandom(3), "x")
+    assert seen.mixture.shape[-1] == 16 and torch.equal(seen.queries, batch["queries"][:, :, 0])
+    long = facts.view(batch, module.sizes.model_copy(update={"query_frames": 200}), KeyedRandom(3), "x").queries
+    short = facts.view(batch, module.sizes, KeyedRandom(3), "x").queries
+    assert long.shape[-1] == 200 and short.shape[-1] == 16
+
+
+def test_networks_over_time_take_and_give_what_the_picture_networks_do():
+    """Same shapes whatever the length; the melody moves with time, and a pitch class is not its neighbour."""
+    model = build(load("dismix_ldm_demo")).model.eval()
+    encoder, transcriber = model.query_encoder.layers, model.pitch_encoder.transcriber
+    for frames in (16, 64, 400):
+        assert encoder(torch.randn(3, 1, frames, 64)).shape == (3, 8, frames // 4, 16)
+        assert transcriber(torch.randn(3, 8, frames // 4, 16)).shape == (3, frames, 65)
+    bits = torch.zeros(2, 1, 64, 65)
+    bits[0, 0, :, 30] = bits[1, 0, :, 31] = 1
+    one, other = model.pitch_encoder.translator(bits)
+    assert one.shape == (8, 16, 16) and not torch.allclose(one, other)
+    with torch.no_grad():
+        quiet = torch.sigmoid(transcriber(torch.randn(8, 8, 16, 16))).mean()
+    assert quiet < 0.05, "untrained, one class in 65 is on"
+    embedding = torch.randn(1, 8, 24, 16)
+    embedding[:, :, 8:] = embedding[:, :, 7:8]  # nothing moves in the second half
+    logits = transcriber(embedding)[0]
+    torch.testing.assert_close(logits[56:60], logits[60:64])
+    assert not torch.allclose(logits[8:12], logits[12:16])
 
 
 def test_members_of_a_set_look_at_each_other_unless_they_are_alone(module):
@@ -291,7 +323,7 @@ def test_every_ablation_is_a_key(batch, module):
         assert ablated.training_step(batch, 1)["loss"].item() < full, key
     without = build(load("dismix_ldm_demo", *SMALL, "model.stochastic_binarisation=false")).model.pitch_encoder
     logits = torch.randn(2, 16, 65)
-    assert torch.equal(without.latent(logits, 0.5), without.translator(logits))
+    assert torch.equal(without.latent(logits, 0.5), without.translator(logits[:, None]))
     assert torch.equal(
         module.model.pitch_encoder.latent(logits, 0.5), module.model.pitch_encoder.latent(9 * logits, 0.5)
     )
@@ -310,6 +342,8 @@ def test_the_learning_rate_follows_the_step():
         ("model.ldm.frames=20", "no multiple of 8"),
         ("model.ldm.query_encoder={channels: 6, groups: 4}", "does not divide 6 channels"),
         ("model.ldm.pitch_high=40", "at least 32 notes"),
+        ("model.ldm.query_frames=10", "multiple of 4"),
+        ("model.ldm.over_time.wide=10", "over_time.*wide"),
         ("model.sigma=2", r"model\.case=simple"),
     ],
 )
@@ -322,6 +356,8 @@ def test_data_that_does_not_fit_is_told():
     config, data = load("dismix_ldm_demo", "model.ldm.frames=800"), info("dismix_ldm_demo")
     with pytest.raises(UserError, match="has 400 frames"):
         type(build(load("dismix_ldm_demo", *SMALL)))(config, data)
+    with pytest.raises(UserError, match=r"query_frames is 404, the data has 400 frames"):
+        build(load("dismix_ldm_demo", "model.ldm.query_frames=404"))
     data.pop("latent")
     with pytest.raises(UserError, match=r"data\.codec=meldct"):
         type(build(load("dismix_ldm_demo", *SMALL)))(config, data)

@@ -41,7 +41,7 @@ def data(tmp_path_factory):
     for split, shards in {"train": [2], "valid": [2], "test": [1, 2]}.items():
         write_dataset(folder, shards, split, sample)
     tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = info("dismix_ldm_demo")
+    tree["info"] = info("dismix_ldm_demo", *SMALL)
     (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
 
@@ -145,6 +145,19 @@ def test_one_source_of_own_recordings_with_another_instrument(module, data, tmp_
     assert {f.name for f in files} == {"before.wav", "after_source_1.wav", "spectrograms.png", "transcription.png"}
     audio, _ = soundfile.read(tmp_path / "out/after_source_1.wav")
     assert len(audio) / 16000 == pytest.approx(0.61, abs=0.011)
+
+
+def test_a_query_is_as_long_as_the_run_wants_it(module, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "sizes", module.sizes.model_copy(update={"query_frames": 100}))
+    heard = []
+    monkeypatch.setattr(generation, "_encoded", lambda _, __, given: heard.append(given.queries) or 1 / 0)
+    mix, long, short = (tone(tmp_path / name, s) for name, s in (("m.wav", 0.61), ("l.wav", 1.2), ("s.wav", 0.9)))
+    for words in (("--sample", 0), ("--mix", mix, "--query", long)):
+        with pytest.raises(ZeroDivisionError):
+            generate(module, arguments(*words), data, tmp_path / "out")
+    assert [queries.shape[-1] for queries in heard] == [100, 100]
+    with pytest.raises(UserError, match=r"s\.wav lasts 0\.90 s; at least 1\.00 s are needed"):
+        generate(module, arguments("--mix", mix, "--query", short), data, tmp_path / "out")
 
 
 def test_windows_start_from_one_noise_and_nothing_else_is_drawn(module, data):

@@ -126,11 +126,11 @@ def test_a_reader_beside_a_run_that_prunes_lists_again(tmp_path, monkeypatch, ca
     checkpoint.save(folder, make(1))
     real = getattr(checkpoint, moment)
 
-    def pruned(path, *args):
+    def pruned(path, *args, **options):
         if path.name == "step_000000001":
             checkpoint.save(folder, make(2))
             checkpoint.prune(folder, Keep(last=1, best=0))
-        return real(path, *args)
+        return real(path, *args, **options)
 
     monkeypatch.setattr(checkpoint, moment, pruned)
     weights, step = checkpoint.trained_weights(tmp_path)

@@ -32,7 +32,7 @@ class View:
     mixture: Tensor  # (B, F, T) log-mel
     mixture_latent: Tensor  # (B, 8, L, W) as stored
     sources_latent: Tensor  # (B, N, 8, L, W) as stored
-    queries: Tensor  # (B, N, F, T) log-mel, out of other tracks
+    queries: Tensor  # (B, N, F, T or ``query_frames``) log-mel, out of other tracks
     pitch: Tensor  # (B, N, T) MIDI numbers and the label of silence
 
 
@@ -42,10 +42,11 @@ def check_data(config: RunConfig, sizes: LdmCase, data: dict[str, Any]) -> None:
         raise UserError(
             f"the LDM case trains on latents, and {config.data.recipe} holds none: set data.codec=meldct or data.codec=audioldm2."
         )
-    if sizes.frames > int(data["frames"]):
-        raise UserError(
-            f"model.ldm.frames is {sizes.frames}, the data has {data['frames']} frames a sample; set it to at most that."
-        )
+    for key in ("frames", "query_frames"):
+        if (getattr(sizes, key) or 0) > int(data["frames"]):
+            raise UserError(
+                f"model.ldm.{key} is {getattr(sizes, key)}, the data has {data['frames']} frames a sample; set it to at most that."
+            )
 
 
 def standardisation(data: dict[str, Any]) -> tuple[Standardisation, Standardisation]:
@@ -54,23 +55,25 @@ def standardisation(data: dict[str, Any]) -> tuple[Standardisation, Standardisat
     return Standardisation.from_info(data, "mixture_latent"), sources.pooled(1)
 
 
-def view(batch: Batch, frames: int, random: KeyedRandom, stream: str) -> View:
-    """Crops of ``frames`` frames that the samples' positions draw, of one of Q queries that they draw as well."""
+def view(batch: Batch, sizes: LdmCase, random: KeyedRandom, stream: str) -> View:
+    """Crops of ``sizes.frames`` frames that the samples' positions draw, of one of Q queries that they draw as well."""
+    frames, asked = sizes.frames, sizes.frames_of_query
     position, queries = batch["position"], batch["queries"]
     samples, sources, clips = queries.shape[:3]
-    spare = (queries.shape[-1] - frames) // SHRINK
+    spare, spare_query = (batch["mixture"].shape[-1] - frames) // SHRINK, (queries.shape[-1] - asked) // SHRINK
     draws = random.uniform(
         f"dismix/{stream}", position, (1 + 2 * sources,)
     )  # on the CPU: they become indices of slices
-    starts = (draws * (spare + 1)).long().clamp_max(spare).tolist()
+    starts = (draws[:, 0] * (spare + 1)).long().clamp_max(spare).tolist()
+    query_starts = (draws[:, 1 + sources :] * (spare_query + 1)).long().clamp_max(spare_query).tolist()
     chosen = (draws * clips).long().clamp_max(clips - 1).tolist()
 
     def crop(name: str, axis: int, scale: int) -> Tensor:
-        rows = [row.narrow(axis, scale * starts[i][0], scale * frames // SHRINK) for i, row in enumerate(batch[name])]
+        rows = [row.narrow(axis, scale * starts[i], scale * frames // SHRINK) for i, row in enumerate(batch[name])]
         return torch.stack(rows)
 
     picked = [
-        queries[i, j, chosen[i][1 + j]].narrow(-1, SHRINK * starts[i][1 + sources + j], frames)
+        queries[i, j, chosen[i][1 + j]].narrow(-1, SHRINK * query_starts[i][j], asked)
         for i in range(samples)
         for j in range(sources)
     ]
@@ -85,7 +88,7 @@ def view(batch: Batch, frames: int, random: KeyedRandom, stream: str) -> View:
 
 def typical_data(config: RunConfig) -> dict[str, Any]:
     """Of ``cocochorales_ldm`` and its demo with the config's codec; it names no weights, for nothing was encoded."""
-    sources, queries, frames, bands = 4, 1, 400, 64
+    sources, queries, frames, bands = (2 if config.data.recipe.endswith("_demo") else 4), 1, 400, 64
     shape = (LATENT, frames // SHRINK, bands // SHRINK)
 
     def field(*lead: int) -> dict[str, Any]:

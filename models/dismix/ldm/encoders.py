@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.dismix.config import TimbreShape, VaeShape
-from models.dismix.ldm.vae import LATENT, encoder
+from models.dismix.config import TimbreShape
+from models.dismix.ldm.vae import LATENT
 
 FEATURES = 16  # W
 
@@ -38,9 +38,9 @@ class MixtureEncoder(nn.Module):
 class QueryEncoder(nn.Module):
     """E_phi_q: the same architecture, narrower and trained, its output averaged over time: an instrument has no melody."""
 
-    def __init__(self, shape: VaeShape) -> None:
+    def __init__(self, layers: nn.Module) -> None:
         super().__init__()
-        self.layers = encoder(shape, 1, LATENT)
+        self.layers = layers
 
     def forward(self, queries: Tensor) -> Tensor:
         """(K, 1, T, F) standardised log-mel -> e_q (K, 8, 1, W)."""

@@ -30,7 +30,7 @@ from pipeline.rng import KeyedRandom
 from pipeline.train_module import Batch
 
 JUDGED = 1000  # mixtures at most
-CROPS = 4  # places at most that are looked at in a sample longer than the model's window
+CROPS = 2  # places at most that are looked at in a sample longer than the model's window
 DECIBEL = 20 / math.log(10)  # of one unit of log-mel
 RENDERINGS = ("set", "single")
 
@@ -59,7 +59,7 @@ def evaluate(module: LdmModule, data_folder: Path, out: Path, split: str = "test
 def judged(module: LdmModule, codec: MelCodec, judges: Judges, batch: Batch, crop: int) -> Iterator[tuple[str, Tensor]]:
     """What is measured on one batch: (name, one value a source or mixture); names with _ are not figures yet."""
     random, position = KeyedRandom(0), batch["position"]
-    seen = facts.view(batch, module.sizes.frames, random, f"evaluate/crop/{crop}")
+    seen = facts.view(batch, module.sizes, random, f"evaluate/crop/{crop}")
     wanted, instrument = module.classes(seen.pitch), batch["instrument"]
     latents = encode(module, codec, seen.mixture, seen.queries)
     sources = wanted.shape[1]

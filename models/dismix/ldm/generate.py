@@ -51,7 +51,9 @@ class Wish:
 
 def generate(module: LdmModule, args: argparse.Namespace, data_folder: Path, out: Path) -> list[Path]:
     """Write audio and pictures into ``out``; returns the files. UserError for inputs that cannot be used."""
-    given = inputs.given(module, args, data_folder, module.sizes.frames, least=1)
+    given = inputs.given(
+        module, args, data_folder, module.sizes.frames, least=1, query_frames=module.sizes.frames_of_query
+    )
     wish = _wish(module, args, len(given.names))
     steps = args.steps
     if steps is not None and not 1 <= steps <= module.sizes.diffusion.steps:
@@ -63,7 +65,7 @@ def generate(module: LdmModule, args: argparse.Namespace, data_folder: Path, out
     pitch = _pitch(module, logits)
     timbre = latents.timbre[:, wish.timbre_order]
     for source, path in wish.replaced.items():
-        own = inputs.query(path, spec, module.sizes.frames, len(given.names))[None].to(device)
+        own = inputs.query(path, spec, module.sizes.frames_of_query, len(given.names))[None].to(device)
         heard = encode(module, codec, own, own[:, None])  # by itself, it is mixture and query at once
         timbre[:, source] = heard.timbre[0, 0]
 

@@ -14,13 +14,31 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from models.blocks.frozen import WithFrozenParts
-from models.dismix.config import ModelConfig
+from models.dismix.config import LdmCase, ModelConfig
+from models.dismix.ldm import over_time
 from models.dismix.ldm.dit import Dit
 from models.dismix.ldm.encoders import FEATURES, Combine, MixtureEncoder, QueryEncoder, TimbreEncoder
-from models.dismix.ldm.pitch import PitchEncoder
-from models.dismix.ldm.vae import LATENT
+from models.dismix.ldm.pitch import PitchEncoder, Transcriber, Translator
+from models.dismix.ldm.vae import LATENT, encoder
 
 TIMBRE = LATENT * FEATURES  # width of the timbre latent
+BANDS = 4 * FEATURES  # of a mel
+
+
+def _networks(sizes: LdmCase) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """What encodes queries, what transcribes and what translates: the paper's picture networks, or those over time."""
+    classes, small = sizes.pitch_classes, sizes.over_time
+    if small:
+        return (
+            over_time.Encoder(small, small.query_encoder, BANDS),
+            over_time.Transcriber(small, classes),
+            over_time.Encoder(small, small.translator, classes),
+        )
+    return (
+        encoder(sizes.query_encoder, 1, LATENT),
+        Transcriber(sizes.transcriber, classes),
+        Translator(sizes.translator),
+    )
 
 
 @dataclass(frozen=True)
@@ -63,12 +81,11 @@ class LdmDisMix(WithFrozenParts):
     def __init__(self, config: ModelConfig, vae: AutoencoderKL | None) -> None:
         super().__init__()
         sizes = config.ldm
-        self.query_encoder = QueryEncoder(sizes.query_encoder)
+        query_layers, transcriber, translator = _networks(sizes)
+        self.query_encoder = QueryEncoder(query_layers)
         self.mixture_encoder = MixtureEncoder(vae.encoder if vae else None)
         self.combine_conv = Combine()
-        self.pitch_encoder = PitchEncoder(
-            sizes.transcriber, sizes.translator, sizes.pitch_classes, config.stochastic_binarisation
-        )
+        self.pitch_encoder = PitchEncoder(transcriber, translator, config.stochastic_binarisation)
         self.timbre_encoder = TimbreEncoder(sizes.timbre_encoder)
         self.renderer = Renderer(Dit(sizes.dit), vae.encoder if vae else None, vae.decoder if vae else None)
         self.elbo = Likelihood()

@@ -90,17 +90,16 @@ class Translator(nn.Module):
         middle.downsamplers = nn.ModuleList([Shrink(shape.channels * shape.multipliers[1])])  # type: ignore[union-attr]
 
     def forward(self, bits: Tensor) -> Tensor:
-        """(K, T, P) -> nu (K, 8, L, W)."""
-        return self.layers(bits[:, None])
+        """(K, 1, T, P) -> nu (K, 8, L, W)."""
+        return self.layers(bits)
 
 
 class PitchEncoder(nn.Module):
     """E_phi_nu: embedding -> logits -> bits -> pitch latent; ``binarised`` false is the ablation of Eq. (4)."""
 
-    def __init__(self, transcriber: VaeShape, translator: VaeShape, classes: int, binarised: bool) -> None:
+    def __init__(self, transcriber: nn.Module, translator: nn.Module, binarised: bool) -> None:
         super().__init__()
-        self.transcriber = Transcriber(transcriber, classes)
-        self.translator = Translator(translator)
+        self.transcriber, self.translator = transcriber, translator
         self.binarised = binarised
 
     def forward(self, embedding: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -111,5 +110,5 @@ class PitchEncoder(nn.Module):
     def latent(self, logits: Tensor, threshold: Tensor | float) -> Tensor:
         """nu of logits (K, T, P); without the layer of Eq. (4) the logits themselves go on."""
         if not self.binarised:
-            return self.translator(logits)
-        return self.translator(binarise(torch.sigmoid(logits), threshold))
+            return self.translator(logits[:, None])
+        return self.translator(binarise(torch.sigmoid(logits), threshold)[:, None])

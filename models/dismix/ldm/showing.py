@@ -52,7 +52,7 @@ def write_rolls(
 def show_swap(module: LdmModule, batch: Batch, folder: Path, step: int) -> None:
     """Swap the pitches of the first mixture's first two sources: pictures, and the mixture's audio before and after."""
     one = {name: value[:1] for name, value in batch.items()}
-    seen = facts.view(one, module.sizes.frames, module.random, "shown/crop")
+    seen = facts.view(one, module.sizes, module.random, "shown/crop")
     codec, spec = codec_of(module), mel_spec(module.data)
     latents = encode(module, codec, seen.mixture, seen.queries)
     order = [1, 0, *range(2, latents.pitch.shape[1])]

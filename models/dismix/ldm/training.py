@@ -83,7 +83,7 @@ class LdmModule(TrainModule):
         return self._step(batch, "valid", 1.0)
 
     def _step(self, batch: Batch, stream: str, progress: float) -> dict[str, Tensor]:
-        seen = facts.view(batch, self.sizes.frames, self.random, f"{stream}/crop")
+        seen = facts.view(batch, self.sizes, self.random, f"{stream}/crop")
         training, position = stream == "train", batch["position"]
         latents = self.model.encode(
             self.mixture_input(seen.mixture, seen.mixture_latent),
