@@ -19,18 +19,24 @@ class UnetShape(Section):
     """The U-Net of Dhariwal and Nichol (2105.05233): residual blocks, attention where the axes are shrunk by ``attention``."""
 
     channels: int = Field(64, ge=4, multiple_of=2)
-    multipliers: tuple[int, ...] = Field((1, 2, 4), min_length=1)  # of the channels, level by level; each halves the axes
+    multipliers: tuple[int, ...] = Field(
+        (1, 2, 4), min_length=1
+    )  # of the channels, level by level; each halves the axes
     res_blocks: int = Field(1, gt=0)  # a level
     head_channels: int = Field(16, gt=0)
     attention: tuple[int, ...] = (4, 2)
     dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["group", "non_scaling"] = "group"  # non_scaling: without the learned scale that gathers outliers (2502.01441)
+    norm: Literal["group", "non_scaling"] = (
+        "group"  # non_scaling: without the learned scale that gathers outliers (2502.01441)
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> UnetShape:
         for multiplier in self.multipliers:
             if self.channels * multiplier % self.head_channels:
-                raise ValueError(f"head_channels {self.head_channels} does not divide {self.channels * multiplier} channels")
+                raise ValueError(
+                    f"head_channels {self.head_channels} does not divide {self.channels * multiplier} channels"
+                )
         return self
 
 
@@ -124,7 +130,9 @@ class ModelConfig(ModelSection):
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
         if self.objective == "scm" and self.noise_level != "angle":
-            raise ValueError("sCM differentiates by time, and log_sigma has no bounded derivative: set model.noise_level=angle")
+            raise ValueError(
+                "sCM differentiates by time, and log_sigma has no bounded derivative: set model.noise_level=angle"
+            )
         for name in OBJECTIVES:
             if name != self.objective and name in self.model_fields_set:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """From latents to what the U-Net sees and back: the layout of time, and the preconditioning that all objectives share.
 
 With tan(t) = sigma / sigma_data, EDM's preconditioning (Karras et al. 2206.00364, Eq. (7) and Table 1) and TrigFlow's (Lu and Song
-2410.11081, Eq. (6)) are one function of one network, but for the sign of its output: c_in x = x_t / sigma_data, c_skip x = cos(t) x_t and
+2410.11081, Section 3) are one function of one network, but for the sign of its output: c_in x = x_t / sigma_data, c_skip x = cos(t) x_t and
 c_out = sigma_data sin(t), where x_t = cos(t) x. So every objective trains the same weights.
 
 Shapes: B samples, S stems, C latent channels, L frames.
@@ -70,9 +70,7 @@ class Denoiser(nn.Module):
 
     def raw(self, scaled: Tensor, angle: Tensor) -> Tensor:
         """F: latents with noise of deviation 1 in all, and the angle t in (0, pi/2) -> (B, S, C, L) float32."""
-        if self.level == "angle":
-            told = angle  # c_noise(t) = t (2410.11081, Section 4.1)
-        else:
-            told = 250 * (self.sigma_data * angle.tan()).log()  # ln(sigma) / 4 (Karras, Table 1), in thousandths
+        # c_noise: t (2410.11081, Section 4), or ln(sigma) / 4 (2206.00364, Table 1) in thousandths
+        told = angle if self.level == "angle" else 250 * (self.sigma_data * angle.tan()).log()
         cells = self.network(self.layout.fold(scaled), told)
         return self.layout.unfold(cells, scaled.shape[1], scaled.shape[-1]).float()

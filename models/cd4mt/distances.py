@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-HUBER = 0.00054  # of the root of a sample's numbers (2310.14189, Section 3.3)
+HUBER = 0.00054  # of the root of a sample's numbers (2310.14189, Table 1)
 
 
 def default_scale(numbers: int) -> float:
@@ -17,7 +17,7 @@ def default_scale(numbers: int) -> float:
 def distance(one: Tensor, other: Tensor, kind: str, scale: float | None) -> Tensor:
     """(B, ...) each -> (B,).
 
-    l2: |d|^2; pseudo_huber: sqrt(|d|^2 + c^2) - c (2310.14189, Eq. (8)); cauchy: ln(1 + |d|^2 / (2 c^2)) (2502.01441, Section 4.1).
+    l2: |d|^2; pseudo_huber: sqrt(|d|^2 + c^2) - c (2310.14189, Table 1); cauchy: ln(1 + |d|^2 / (2 c^2)) (2502.01441).
     """
     square = (one - other).float().square().flatten(1).sum(1)
     if kind == "l2":

@@ -1,6 +1,6 @@
 """What is minimised on a batch, by the objective that a config names: one number a sample.
 
-Student and teacher see the same noise and the same dropout (2310.14189, Section 3.2): the teacher's pass is made within a fork
+Student and teacher see the same noise and the same dropout (2310.14189, Table 1): the teacher's pass is made within a fork
 of torch's generators.
 
 Shapes: B samples, S stems, C latent channels, L frames. ``clean`` has deviation sigma_data, ``noise`` 1; ``draw`` (B,) is U(0, 1).
@@ -52,11 +52,11 @@ def objective(
         case "cm" | "ict":
             near, sigma = _neighbours(config, draw, step - 1)
             found = _consistency(config, student, teacher, clean, noise, sigma, near)
-            return found if config.objective == "cm" else found / (sigma - near)  # lambda, 2310.14189, Eq. (9)
+            return found if config.objective == "cm" else found / (sigma - near)  # lambda, 2310.14189, Table 1
 
 
 def _edm(config: ModelConfig, student: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """lambda(sigma) |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Eq. (2), Table 1)."""
+    """lambda |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Eq. (2), Table 1)."""
     weight = (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2
     error = student(clean + rows(sigma, clean) * noise, sigma) - clean
     return weight * error.square().flatten(1).mean(1)
@@ -87,26 +87,39 @@ def _consistency(
     return distance(found, wanted, config.distance, config.distance_scale)
 
 
-def _scm(
-    config: ModelConfig, student: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, warmup: float
-) -> Tensor:
-    """|F - F^- - g / (|g| + c)|^2 a number (2410.11081, Algorithm 1), g the tangent of its Eq. (8) with weight 1 / (sigma_data tan t).
+def _scm(config: ModelConfig, student: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, warmup: float) -> Tensor:
+    """|F - F^- - g / (|g| + c)|^2 a number (2410.11081, Algorithm 1), with weight 1 / (sigma_data tan t).
 
-    The adaptive weight of the paper's Eq. (9) is left out: it changes how levels are balanced and not what is learned at each.
+    |g| is a root mean square, so that c means the same for every size. The paper's adaptive weight is left out: it changes how levels are
+    balanced and not what is learned at each.
     """
-    data = config.sigma_data
-    angle = torch.atan(sigma / data)
-    cos, sin = rows(angle.cos(), clean), rows(angle.sin(), clean)
-    moved = cos * clean + sin * data * noise
-    speed = cos * data * noise - sin * clean
+    angle = torch.atan(sigma / config.sigma_data)
     with as_teacher(clean.device):
-        turned, turning = torch.func.jvp(
-            lambda x, t: -student.raw(x, t),  # the paper's F; see ``denoiser``
-            (moved / data, angle),
-            (cos * sin * speed / data, angle.cos() * angle.sin()),
-        )
-        tangent = -(cos**2) * (data * turned - speed) - warmup * (cos * sin * moved + data * turning)
-        norm = rows(tangent.flatten(1).norm(dim=1), clean)
-        root = clean[0].numel() ** 0.5  # the norm is of a root mean square, so that c means the same for every size
-        tangent = tangent / (norm / root + config.scm.tangent)
-    return (-student.raw(moved / data, angle) - turned - tangent).square().flatten(1).mean(1)
+        turned, tangent = scm_tangent(student, clean, noise, angle, warmup)
+        size = tangent.square().flatten(1).mean(1).sqrt()
+        tangent = tangent / rows(size + config.scm.tangent, clean)
+    moved, _ = trajectory(clean, noise, angle, config.sigma_data)
+    found = -student.raw(moved / config.sigma_data, angle)
+    return (found - turned - tangent).square().flatten(1).mean(1)
+
+
+def trajectory(clean: Tensor, noise: Tensor, angle: Tensor, data: float) -> tuple[Tensor, Tensor]:
+    """x_t = cos(t) x + sin(t) z of TrigFlow, z of deviation sigma_data, and its derivative by t; (B, S, C, L) each."""
+    cos, sin = rows(angle.cos(), clean), rows(angle.sin(), clean)
+    return cos * clean + sin * data * noise, cos * data * noise - sin * clean
+
+
+def scm_tangent(student: Denoiser, clean: Tensor, noise: Tensor, angle: Tensor, warmup: float) -> tuple[Tensor, Tensor]:
+    """F and g = cos(t) df/dt of f(x_t, t) = cos(t) x_t - sin(t) sigma_data F, the part that amplifies errors times ``warmup``.
+
+    By forward-mode differentiation, the directions scaled by cos(t) sin(t), so that nothing overflows at the ends (2410.11081, Section 4).
+    """
+    data = student.sigma_data
+    moved, speed = trajectory(clean, noise, angle, data)
+    cos, sin = rows(angle.cos(), clean), rows(angle.sin(), clean)
+    turned, turning = torch.func.jvp(
+        lambda x, t: -student.raw(x, t),  # the paper's F; see ``denoiser``
+        (moved / data, angle),
+        (cos * sin * speed / data, angle.cos() * angle.sin()),
+    )
+    return turned, -(cos**2) * (data * turned - speed) - warmup * (cos * sin * moved + data * turning)

@@ -1,7 +1,7 @@
 """From noise to latents: in one step, in two, in n, by a consistency model; by Heun's method in n steps of diffusion.
 
-What is known of the result (stems that are given, frames that an earlier window made) is put in at every level of noise. Nothing is clamped,
-and the step to zero noise is made.
+What is known of the result (stems that are given, frames that an earlier window made) is put in at every level of noise. Nothing is
+clamped, and the step to zero noise is made.
 
 Shapes: B samples, S stems, C latent channels, L frames. A ``Denoise`` takes (B, S, C, L) and sigma (B,).
 """
@@ -18,9 +18,10 @@ from models.cd4mt.config import ModelConfig
 from models.cd4mt.schedules import karras_sigmas
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-MIDDLE = 0.821  # sigma of the second of two steps (2310.14189, Section 3; 2406.14548)
+MIDDLE = 0.821  # sigma of the second of two steps (2310.14189; 2406.14548)
 NEGLIGIBLE = 0.02  # of sigma_data: noise below which a consistency model is not asked once more
 DIFFUSION_STEPS = 35  # what diffusion takes where nothing is said
+GIVEN_STEPS = 8  # of a consistency model where something is given: its first levels hardly show it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def levels(config: ModelConfig, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def consistency(denoise: Denoise, noises: Sequence[Tensor], sigmas: Sequence[float], known: Known | None = None) -> Tensor:
+def consistency(
+    denoise: Denoise, noises: Sequence[Tensor], sigmas: Sequence[float], known: Known | None = None
+) -> Tensor:
     """Multistep consistency sampling (2303.01469, Algorithm 1): a fresh ``noise`` for every level. NFE: len(sigmas)."""
     found = torch.zeros_like(noises[0])
     for sigma, noise in zip(sigmas, noises, strict=True):

@@ -33,7 +33,7 @@ def cm_teacher_decay(step: int, section: Cm) -> float:
 
 
 def ict_levels(step: int, section: Ict) -> int:
-    """N(k) = min(s_0 2^floor(k / K'), s_1) + 1, K' = floor(K / (log2 floor(s_1 / s_0) + 1)) (2310.14189, Eq. (11))."""
+    """N(k) = min(s_0 2^floor(k / K'), s_1) + 1, K' = floor(K / (log2 floor(s_1 / s_0) + 1)) (2310.14189, Table 1)."""
     doublings = math.log2(section.last // section.first)
     stage = max(1, math.floor(section.steps / (doublings + 1)))
     grown = section.first * 2 ** min(step // stage, 40)
@@ -41,14 +41,14 @@ def ict_levels(step: int, section: Ict) -> int:
 
 
 def lognormal_shares(sigmas: Tensor, noise: LogNormal) -> Tensor:
-    """(N - 1,) probabilities of the intervals between ascending ``sigmas`` (N,): the log-normal's mass in each (2310.14189, Eq. (10))."""
+    """(N - 1,) probabilities of the intervals between ascending ``sigmas`` (N,): the log-normal's mass in each (2310.14189, Table 1)."""
     edges = torch.erf((sigmas.log() - noise.mean) / (math.sqrt(2) * noise.deviation))
     mass = edges.diff()
     return mass / mass.sum()
 
 
 def ect_partner(sigma: Tensor, step: int, section: Ect) -> Tensor:
-    """r = t max(0, 1 - n(t) q^-(s + 1)), n(t) = 1 + k sigmoid(-t), of the stage s that the step is in (2406.14548, Eq. (15)).
+    """r = t max(0, 1 - n(t) q^-(s + 1)), n(t) = 1 + k sigmoid(-t), of the stage s of the step (2406.14548, its sigmoid mapping).
 
     0, which is diffusion, before the first stage.
     """

@@ -48,7 +48,9 @@ class TrainModule(BaseModule):
         self.teacher: Denoiser | None = None
         if self.model_config.objective == "cm":
             if config.trainer.strategy == "deepspeed":
-                raise UserError("CM's teacher is an average of whole weights, and ZeRO shares them: set trainer.strategy=ddp.")
+                raise UserError(
+                    "CM's teacher is an average of whole weights, and ZeRO shares them: set trainer.strategy=ddp."
+                )
             self.teacher = copy.deepcopy(self.denoiser).requires_grad_(False)
         scale = facts.standardisation(data, self.model_config.sigma_data)
         # Facts of the data, not weights: they come with the manifest, not with a checkpoint.

@@ -1,6 +1,6 @@
-"""The U-Net of Dhariwal and Nichol (2105.05233) on one axis or two, without scale-shift normalisation and with convolutions that resample.
+"""The U-Net of Dhariwal and Nichol (2105.05233) on one axis or two, without scale-shift normalisation, resampled by convolutions.
 
-Modules bear the names of the published code (``input_blocks``, ``middle_block``, ``output_blocks``...), so that weights trained with it fit.
+Modules bear the names of the published code (``input_blocks``, ``middle_block``, ``output_blocks``...): weights trained with it fit.
 
 Shapes: B samples, C channels, (...) one axis (L) or two (H, W), each a multiple of ``UNet.shrink``; E width of the noise embedding.
 """
