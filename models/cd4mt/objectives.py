@@ -117,7 +117,7 @@ def scm_tangent(student: Denoiser, clean: Tensor, noise: Tensor, angle: Tensor, 
     data = student.sigma_data
     moved, speed = trajectory(clean, noise, angle, data)
     cos, sin = rows(angle.cos(), clean), rows(angle.sin(), clean)
-    turned, turning = torch.func.jvp(
+    turned, turning = torch.func.jvp(  # type: ignore[misc]  # two without auxiliary output
         lambda x, t: -student.raw(x, t),  # the paper's F; see ``denoiser``
         (moved / data, angle),
         (cos * sin * speed / data, angle.cos() * angle.sin()),
