@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +29,9 @@ from models.features import MelSpec, log_mel
 from models.metrics import Figure, frechet_distance, mean
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
-from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.rng import KeyedRandom
+from pipeline.samples import SplitReader
 
 STATISTICS = MelSpec(sample_rate=44100, bands=32, window=2048, hop=512)
 WINDOW = 16384  # samples, 0.37 s
@@ -151,11 +154,18 @@ def codec_cost(module: TrainModule, data_folder: Path, split: str) -> Figures:
     manifest = read_manifest(folder)
     if manifest.identity != module.data["latent"]["source"]:
         return {}
-    batches = Evaluation(manifest, split, batch_size=BATCH, limit=HELD_OUT // BATCH)
-    originals = torch.cat([batch["stems"].float() / FULL_SCALE for batch in batches])
-    decoded = torch.cat([to_audio(module, latents).cpu() for latents in _latents(module, data_folder, split)])
+    count = min(HELD_OUT, manifest.samples(split))
+    originals = _by_number(manifest, split, "stems", count) / FULL_SCALE
+    latents = _by_number(read_manifest(data_folder), split, facts.FIELD, count).to(module.latent_mean.device)
+    decoded = torch.cat([to_audio(module, module.scale.apply(part)).cpu() for part in latents.split(BATCH)])
     originals = originals[..., : decoded.shape[-1]]
     noise = (originals - decoded).square().sum(-1).clamp_min(1e-12)
     ratios = 10 * (originals.square().sum(-1) / noise).log10()
     figures = named("codec", distances(module, statistics(originals), statistics(decoded)))
     return figures | {"codec_median_snr_db": float(ratios[audible(originals)].median())}
+
+
+def _by_number(manifest: Manifest, split: str, field: str, count: int) -> Tensor:
+    """(count, ...) float32 in the order of the shards, which the latents share with what was encoded; a pass's order may differ."""
+    with closing(SplitReader(manifest, split)) as reader:
+        return torch.stack([torch.from_numpy(np.asarray(reader.sample(i)[field], np.float32)) for i in range(count)])
