@@ -24,12 +24,13 @@ def read_tensors(path: Path) -> Any:
         raise UserError(f"{path} is no file of plain tensors, and nothing else is loaded ({reason}).") from error
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load ``state``, read from ``path``; UserError that lists what is missing, unknown or of another shape."""
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, shown: int | None = SHOWN) -> None:
+    """Load ``state``, read from ``path``; UserError that lists what is missing, unknown or of another shape, at most ``shown`` names."""
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     refuse_differences(
         path,
+        shown,
         missing=sorted(own.keys() - given.keys()),
         unknown=sorted(given.keys() - own.keys()),
         reshaped=sorted(name for name in own.keys() & given.keys() if own[name] != given[name]),
@@ -37,12 +38,13 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     module.load_state_dict(state)
 
 
-def refuse_differences(path: Path, **names: list[str]) -> None:
+def refuse_differences(path: Path, shown: int | None = SHOWN, /, **names: list[str]) -> None:
     """UserError where any of the lists (what is wrong: names of weights) is not empty."""
     wrong = [f"{what} {name}" for what, listed in names.items() for name in listed]
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise UserError(f"{path} holds weights of another architecture: {', '.join(wrong[:SHOWN])}{more}.")
+        left = len(wrong[shown:]) if shown else 0
+        more = f" and {left} more" if left else ""
+        raise UserError(f"{path} holds weights of another architecture: {', '.join(wrong[:shown])}{more}.")
 
 
 def freeze(module: nn.Module, device: torch.device) -> None:

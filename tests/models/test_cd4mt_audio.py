@@ -1,0 +1,213 @@
+"""CD4MT on a tiny dataset: figures, audio and pictures, and every way to ask for something else."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+
+from models.cd4mt import coherence, evaluate, generate, inputs
+from models.cd4mt.external import load_external
+from models.cd4mt.showing import write_stems
+from models.cd4mt.train_module import TrainModule
+from pipeline.errors import UserError
+from pipeline.loader import Evaluation
+from pipeline.manifest import read_manifest
+from tests.models.cd4mt_data import FRAMES, SEGMENT, TINY, arguments, stems, tiny_info, write_latents
+from tests.models.helpers import load
+
+STEMS = ["bass", "drums", "guitar", "piano"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_latents(tmp_path_factory.mktemp("data"), {"train": [3], "valid": [2], "test": [2, 2]})
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.set_num_threads(1)
+    return TrainModule(load("cd4mt_demo", *TINY), tiny_info()).eval()
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """drums.wav and a bass of another name, 0.3 s of the first sample's length and less."""
+    for name, number, length in (("drums", 1, 9000), ("take3", 0, 5000)):
+        wave = np.tile(stems(0)[number], 2)[:length]
+        soundfile.write(tmp_path / f"{name}.wav", wave, 44100, subtype="PCM_16")
+    return tmp_path / "drums.wav", f"bass={tmp_path / 'take3.wav'}"
+
+
+def made(module, data, out, *words):
+    return {path.name for path in generate.generate(module, arguments(*words, "--steps", 2), data, out)}
+
+
+PICTURES = {"waveforms.png", "spectrograms.png"}
+
+
+def test_four_stems_of_any_length(module, data, tmp_path):
+    files = made(module, data, tmp_path, "--seconds", 0.25)
+    assert files == {f"{name}.wav" for name in (*STEMS, "mix")} | PICTURES == {p.name for p in tmp_path.iterdir()}
+    mix, rate = soundfile.read(tmp_path / "mix.wav")
+    assert rate == 44100 and len(mix) == 22 * 512
+    parts = sum(soundfile.read(tmp_path / f"{name}.wav")[0] for name in STEMS)
+    assert np.abs(mix - parts).max() < 1e-3  # one gain for all: the balance holds
+
+
+def test_own_stems_are_accompanied_and_kept(module, data, tmp_path, recordings):
+    assert (
+        made(module, data, tmp_path / "out", "--given", *recordings, "--make", "piano")
+        == {"mix.wav", "piano.wav"} | PICTURES
+    )
+    audio, _ = soundfile.read(tmp_path / "out/piano.wav")
+    assert len(audio) == 9000
+    wanted = inputs.task(module, arguments("--given", *recordings), data)
+    assert wanted.given == ["drums", "bass"] and wanted.make == ["guitar", "piano"] and wanted.frames == 18
+    latents = generate.continued(module, wanted, 2, 0)
+    assert torch.equal(latents[:, :2], wanted.known.latents[:, :2])
+    assert (latents[:, 2:, :, -1] != 0).all()
+
+
+def test_a_held_out_sample_gives_the_stems_that_are_not_made(module, data, tmp_path):
+    wanted = inputs.task(module, arguments("--sample", 3, "--make", "drums"), data)
+    assert wanted.given == ["bass", "guitar", "piano"] and wanted.samples == SEGMENT and wanted.frames == FRAMES
+    assert made(module, data, tmp_path, "--sample", 3, "--make", "drums") == {"mix.wav", "drums.wav"} | PICTURES
+
+
+def test_a_longer_piece_goes_on_from_what_was_made(module, monkeypatch):
+    asked = []
+
+    def draw(numbers, frames, steps, known, seed):
+        asked.append((int(numbers[0]), None if known is None else known.mask[0, 0, 0].tolist()))
+        new = torch.full((1, 4, 64, frames), float(numbers[0] + 1))
+        return new if known is None else known.put(new)
+
+    monkeypatch.setattr(module, "draw", draw)
+    whole = generate.continued(module, inputs.task(module, arguments("--seconds", 16 * 512 / 44100), None), None, 0)
+    assert whole[0, 0, 0].tolist() == [1.0] * 8 + [2.0] * 4 + [3.0] * 4
+    assert asked == [(0, None), (1, [True] * 4 + [False] * 4), (2, [True] * 4 + [False] * 4)]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_others_are_loaded_by_name(module, tmp_path, suffix):
+    other = TrainModule(load("cd4mt_demo", *TINY), tiny_info())
+    state = {f"module.{name}": value + 1 for name, value in module.denoiser.network.state_dict().items()}
+    path = tmp_path / f"ema{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    load_external(other, path)
+    loaded = other.denoiser.network.state_dict()
+    assert all(torch.equal(loaded[name.removeprefix("module.")], value) for name, value in state.items())
+
+
+def test_weights_that_do_not_fit_are_listed_one_and_all(module, tmp_path):
+    state = module.denoiser.network.state_dict()
+    names = list(state)[:9]
+    wrong = {k: v for k, v in state.items() if k not in names} | {f"extra.{i}": torch.zeros(1) for i in range(7)}
+    wrong["out.2.bias"] = torch.zeros(3)
+    torch.save(wrong, tmp_path / "ema.pth")
+    before = {k: v.clone() for k, v in state.items()}
+    with pytest.raises(UserError) as caught:
+        load_external(module, tmp_path / "ema.pth")
+    said = str(caught.value)
+    assert all(f"missing {name}" in said for name in names) and all(f"unknown extra.{i}" in said for i in range(7))
+    assert "reshaped out.2.bias" in said
+    assert all(torch.equal(v, before[k]) for k, v in module.denoiser.network.state_dict().items())
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_files_that_are_no_tables_of_tensors_are_refused(module, tmp_path, capsys):
+    for name, content in (("evil.pth", Evil()), ("nested.pth", {"ema": {}}), ("list.pth", [1])):
+        torch.save(content, tmp_path / name)
+    (tmp_path / "noise.safetensors").write_bytes(b"no weights at all")
+    for name in ("evil.pth", "nested.pth", "list.pth", "noise.safetensors", "none.pth"):
+        with pytest.raises(UserError) as caught:
+            load_external(module, tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_wrong_inputs_are_told_in_one_sentence_and_write_nothing(module, data, tmp_path, recordings):
+    drums, bass = recordings
+    cases = [
+        (("--given", tmp_path / "drum.wav"), "there is no such stem. Did you mean 'drums'"),
+        (("--given", drums, drums), "drums twice"),
+        (("--given", drums, "--make", "drums"), "given and to be made"),
+        (("--given", drums, bass, f"piano={drums}", f"guitar={drums}"), "all stems are given"),
+        (("--given", "piano=none.wav"), "not there"),
+        (("--given", drums, "--sample", 1), "one of them"),
+        (("--sample", 1), "say which to --make"),
+        (("--sample", 1, "--make", *STEMS), "gives nothing"),
+        (("--sample", 4, "--make", "drums"), r"0\.\.3"),
+        (("--make", "violin"), "no such stem"),
+        (("--seconds", 0), "more than 0"),
+        (("--steps", 0), r"1\.\.1000"),
+        (("--weights", tmp_path / "none.pth"), "no such file"),
+    ]
+    for words, says in cases:
+        with pytest.raises(UserError, match=says) as caught:
+            generate.generate(module, arguments(*words), data, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_loud_stems_are_turned_down_together(tmp_path):
+    waves = {"bass": torch.full((44100,), 0.9), "drums": torch.full((44100,), 0.45)}
+    write_stems(tmp_path, waves, 44100)
+    middle = {name: soundfile.read(tmp_path / f"{name}.wav")[0][22050] for name in ("bass", "drums", "mix")}
+    assert middle["mix"] == pytest.approx(0.99, abs=1e-3) and middle["bass"] / middle["drums"] == pytest.approx(
+        2, abs=1e-3
+    )
+
+
+def test_stems_that_belong_together_agree_more_than_shuffled_ones():
+    random = np.random.default_rng(0)
+    waves = torch.zeros(4, 3, 66150)
+    for song in waves:
+        for at in random.integers(0, 60000, 6):
+            song[:, at : at + 3000] = torch.from_numpy(random.normal(0, 0.3, (3, 3000))).float()
+    features, heard = coherence.onset_strength(waves), coherence.audible(waves)
+    own = coherence.agreement(features, heard)
+    foreign = coherence.agreement(coherence.shuffled(features), coherence.shuffled(heard))
+    assert (own > 0.7).all() and (foreign < 0.4).all()
+    waves[0, 1:] = 0
+    assert coherence.agreement(coherence.onset_strength(waves), coherence.audible(waves))[0].isnan()
+
+
+def test_chroma_knows_a_fifth_from_an_octave():
+    time = torch.arange(88200) / 44100
+    note, octave, fifth = (torch.sin(2 * torch.pi * hertz * time) for hertz in (220.0, 440.0, 330.0))
+    found = coherence.chroma(torch.stack([note, octave, fifth]))
+    same, other = (torch.nn.functional.cosine_similarity(found[0], found[i], dim=0) for i in (1, 2))
+    assert same > 0.8 > 0.3 > other
+
+
+@pytest.mark.parametrize("objective", ["ect", "edm"])
+def test_figures(objective, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "DRAWS", 4)
+    monkeypatch.setattr(evaluate, "BATCH", 4)
+    monkeypatch.setattr("models.cd4mt.sampling.DIFFUSION_STEPS", 2)
+    name = {"ect": "cd4mt_demo", "edm": "cd4mt_demo_edm"}[objective]
+    facts = tiny_info()
+    facts["latent"]["source"] = read_manifest(data.with_name("slakh_stems_demo")).identity
+    found = evaluate.evaluate(TrainModule(load(name, *TINY), facts), data, tmp_path)
+    ways = {"ect": {"one_step": 1, "two_steps": 2}, "edm": {"diffusion": 3}}[objective]
+    for way, count in ways.items():
+        assert found[f"{way}_evaluations"] == count and found[f"{way}_seconds_a_sample"] > 0
+        for track in (*STEMS, "stems", "total"):
+            figure = found[f"{way}_frechet_{track}"]
+            assert figure["low"] <= figure["value"] <= figure["high"] and figure["count"] == 3
+    assert found["noise_frechet_total"]["value"] > found["training_songs_frechet_total"]
+    assert found["mean_stem_frechet_total"] > found["training_songs_frechet_total"]
+    assert found["codec_median_snr_db"] > 20 and found["codec_frechet_total"] < found["noise_frechet_total"]["value"]
+    assert {"data_beat_agreement", "imputation_beat_above_shuffled", "imputation_harmony_agreement"} <= found.keys()
+    assert {p.name for p in tmp_path.iterdir()} == PICTURES
+
+
+def test_what_training_shows(module, data, tmp_path):
+    module.sample(next(iter(Evaluation(read_manifest(data), "valid", batch_size=2))), tmp_path, 10)
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.wav" for name in (*STEMS, "mix")} | PICTURES
