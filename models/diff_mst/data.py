@@ -42,10 +42,14 @@ def check_data(config: RunConfig, model: ModelConfig, data: dict[str, Any]) -> N
     pairs = "raw" in tracks
     if pairs == (model.reference == "made"):
         wanted = "multitracks (slakh_stems)" if pairs else "pairs of raw and mixed (vocal_pairs)"
-        raise UserError(f"model.reference={model.reference} trains on {wanted}; {config.data.recipe} holds {', '.join(tracks)}.")
+        raise UserError(
+            f"model.reference={model.reference} trains on {wanted}; {config.data.recipe} holds {', '.join(tracks)}."
+        )
     count = 1 if pairs else len(tracks) - 1
     if count != model.console.tracks:
-        raise UserError(f"model.console.tracks is {model.console.tracks}, {config.data.recipe} has {count}; set it to that.")
+        raise UserError(
+            f"model.console.tracks is {model.console.tracks}, {config.data.recipe} has {count}; set it to that."
+        )
     if model.reference == "other" and not config.data.partner:
         raise UserError("a reference of another song comes beside each sample: set data.partner=true.")
     seen = data["segment"] // 2 if model.reference == "made" else data["segment"]
@@ -53,9 +57,13 @@ def check_data(config: RunConfig, model: ModelConfig, data: dict[str, Any]) -> N
         raise UserError(f"model.crop is {model.crop} samples, the data has {seen}; set it to at most that.")
     seen = model.crop or seen
     if seen < model.encoder.shortest:
-        raise UserError(f"{seen} samples are too short for the encoder, which needs {model.encoder.shortest}: fewer channels, or a smaller hop.")
+        raise UserError(
+            f"{seen} samples are too short for the encoder, which needs {model.encoder.shortest}: fewer channels, or a smaller hop."
+        )
     if model.lead_in * data["sample_rate"] > seen / 2:
-        raise UserError(f"model.lead_in leaves less than half of {seen / data['sample_rate']:.2f} s to be judged; set it lower.")
+        raise UserError(
+            f"model.lead_in leaves less than half of {seen / data['sample_rate']:.2f} s to be judged; set it lower."
+        )
 
 
 def waves(pcm: Tensor) -> Tensor:
@@ -131,7 +139,11 @@ def typical_data(config: RunConfig) -> dict[str, Any]:
     """Of the recipes ``vocal_pairs`` and ``slakh_stems``, and of their demos."""
     recipe = config.data.recipe
     if recipe in MIXTURE_SEGMENT:
-        return {"sample_rate": 44100, "segment": MIXTURE_SEGMENT[recipe], "tracks": ["bass", "drums", "guitar", "piano", "mixture"]}
+        return {
+            "sample_rate": 44100,
+            "segment": MIXTURE_SEGMENT[recipe],
+            "tracks": ["bass", "drums", "guitar", "piano", "mixture"],
+        }
     segment = VOCAL_SEGMENT.get(recipe, VOCAL_SEGMENT["vocal_pairs"])
     return {"sample_rate": 48000, "segment": segment, "tracks": ["raw", "mixed", "reference"]}
 
@@ -146,7 +158,9 @@ def example_batch(config: RunConfig, data: dict[str, Any], batch_size: int) -> B
 
     def voice(*lead: int) -> Tensor:
         white = torch.randn(batch_size, *lead, length, generator=generator)
-        return 0.05 * torch.nn.functional.avg_pool1d(white.flatten(0, -2)[:, None], 9, 1, 4)[:, 0].unflatten(0, (batch_size, *lead))
+        return 0.05 * torch.nn.functional.avg_pool1d(white.flatten(0, -2)[:, None], 9, 1, 4)[:, 0].unflatten(
+            0, (batch_size, *lead)
+        )
 
     position = torch.arange(batch_size)
     if "raw" not in data["tracks"]:

@@ -48,7 +48,8 @@ class SpectrogramEncoder(nn.Module):
         last = len(shape.channels) - 1
         inputs = (1, *shape.channels)
         self.blocks = nn.ModuleList(
-            ConvBlock(inputs[i], outputs, shape.groups, 1 if i == last else 2) for i, outputs in enumerate(shape.channels)
+            ConvBlock(inputs[i], outputs, shape.groups, 1 if i == last else 2)
+            for i, outputs in enumerate(shape.channels)
         )
         self.out = nn.Linear(shape.channels[-1], width)
         self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
@@ -57,7 +58,9 @@ class SpectrogramEncoder(nn.Module):
         if wave.shape[-1] < self.shape.shortest:
             raise ValueError(f"{wave.shape[-1]} samples are too short for an encoder that needs {self.shape.shortest}")
         with torch.autocast(wave.device.type, enabled=False):
-            spectrum = torch.stft(wave.float(), self.shape.window, self.shape.hop, window=self.window, return_complex=True)
+            spectrum = torch.stft(
+                wave.float(), self.shape.window, self.shape.hop, window=self.window, return_complex=True
+            )
             power = spectrum.real.square() + spectrum.imag.square()
             picture = (power + 1e-8) ** (COMPRESSION / 2)
         x = picture.transpose(-1, -2)[:, None]  # (b, 1, L, F)

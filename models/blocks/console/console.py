@@ -33,6 +33,7 @@ KINDS: dict[str, filters.Kind] = {
     "high_shelf": "high_shelf",
 }
 BUTTERWORTH = 0.7071
+BACKWARDS = 10  # milliseconds after which a high-pass above 3 kHz is silent
 
 
 @dataclass
@@ -99,12 +100,22 @@ class Console:
         return wave * self._samples(_linear(make_up - reduction), wave.shape[-1])
 
     def _de_essed(self, wave: Tensor, strip: Knobs, spacing: int | None, found: Rendered) -> Tensor:
-        """The band above the sibilance frequency is lowered where it is loud; without reduction the sound is untouched."""
+        """The band above the sibilance frequency is lowered where it is loud; without reduction the sound is untouched.
+
+        The band is in phase with the whole (a Butterworth filter forwards and backwards), or lowering it would take little away.
+        """
         hertz = strip["sibilance_frequency"]
         flat, q = torch.zeros_like(hertz), torch.full_like(hertz, BUTTERWORTH)
         section = filters.coefficients("high_pass", hertz.double(), flat, q, self.layout.sample_rate)[..., None, :]
-        response = _kept(lambda k, size: filters.cascade(section[:, :, k], size, wave.dtype))
-        band = filters.convolve(wave, response, self.hop * 20, hertz.shape[-1], spacing)
+        early = BACKWARDS * self.hop
+
+        def response(k: int, size: int) -> Tensor:
+            forwards = filters.cascade(section[:, :, k], size, wave.dtype)
+            turn = torch.arange(size // 2 + 1, device=wave.device, dtype=torch.float64) * (-2 * torch.pi * early / size)
+            return (forwards * forwards.conj()) * torch.polar(torch.ones_like(turn), turn).to(forwards.dtype)
+
+        late = torch.nn.functional.pad(wave, (0, early))
+        band = filters.convolve(late, _kept(response), 2 * early, hertz.shape[-1], spacing)[..., early:]
         level = dynamics.peak_levels(band, self.hop)
         reduction = dynamics.de_esser_reduction(level, self._controlled(strip, level, spacing), self._step_ms)
         found.reduction["de_esser"] = reduction.detach()

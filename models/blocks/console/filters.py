@@ -36,7 +36,11 @@ def coefficients(kind: Kind, hertz: Tensor, decibels: Tensor, q: Tensor, sample_
         case _:  # a low shelf is a high shelf with the cosine's sign turned, and its odd coefficients'
             turn = 1 if kind == "high_shelf" else -1
             root, tilt = 2 * a.sqrt() * alpha, turn * (a - 1) * cosine
-            b = [a * (a + 1 + tilt + root), -2 * turn * a * (a - 1 + turn * (a + 1) * cosine), a * (a + 1 + tilt - root)]
+            b = [
+                a * (a + 1 + tilt + root),
+                -2 * turn * a * (a - 1 + turn * (a + 1) * cosine),
+                a * (a + 1 + tilt - root),
+            ]
             d = [a + 1 - tilt + root, 2 * turn * (a - 1 - turn * (a + 1) * cosine), a + 1 - tilt - root]
     return torch.stack([*b, *d], dim=-1)
 
