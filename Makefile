@@ -33,6 +33,7 @@ bench: setup
 	@$(VENV)/python benchmarks/restore.py
 	@$(VENV)/python benchmarks/prepare.py
 	@$(VENV)/python benchmarks/trainer.py
+	@$(VENV)/python benchmarks/console.py
 	@$(VENV)/python -m benchmarks.launch
 
 cluster: setup

@@ -24,7 +24,7 @@ class Recipe:
     """How a console is optimised: Adam on the knobs' positions, ``segments`` of a song at once; ``songs`` make the mean preset."""
 
     segments: int = 2
-    steps: int = 80
+    steps: int = 60
     lr: float = 0.06
     songs: int = 3
     judged: int = 64  # samples of the held-out split at most
@@ -44,8 +44,8 @@ def optimised(module: TrainModule, seen: View, start: Settings, recipe: Recipe) 
         mix = module.console(seen.tracks, _for_all(settings, len(seen.tracks))).mix
         found = distances(module.judged(mix), module.judged(seen.like), module.sample_rate, weights)
         loss = weighted(found, weights).mean()
-        if float(loss) < least:
-            best, least = {name: values.detach().clone() for name, values in settings.items()}, float(loss)
+        if (now := float(loss.detach())) < least:
+            best, least = {name: values.detach().clone() for name, values in settings.items()}, now
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
