@@ -1,4 +1,4 @@
-"""How fast the console renders on one core, as multiples of real time: the voice's, the voice's with everything, and the paper's with four tracks.
+"""How fast the console renders on one core, as multiples of real time: one voice, one voice with everything, four tracks.
 
     python benchmarks/console.py [--seconds 60]
 

@@ -5,7 +5,6 @@ Shapes: N tracks, n samples, W windows, K settings along time, P knobs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,7 +145,7 @@ def turned_down(mix: Tensor) -> float:
     return max(0.0, 20 * float(torch.log10(mix.abs().max().clamp(min=1e-9) / HEADROOM)))
 
 
-def clipped_runs(tracks: Sequence[np.ndarray]) -> int:
-    """Places where three samples or more in a row are at full scale."""
+def clipped_runs(tracks: np.ndarray) -> int:
+    """Places in (N, n) where three samples or more in a row are at full scale."""
     full = [np.abs(track) >= HEADROOM for track in tracks]
     return sum(int((run[2:] & run[1:-1] & run[:-2] & ~np.pad(run[:-3], (1, 0))).sum()) for run in full if len(run) > 2)

@@ -33,17 +33,11 @@ def true_knobs(settings: dict[str, Any]) -> dict[str, float]:
 
 def true_curve(settings: dict[str, Any], sample_rate: int) -> Tensor:
     """dB of the true equaliser at HERTZ."""
-    kinds: list[filters.Kind] = [band["kind"] for band in settings["bands"]]
-    sections = torch.stack(
-        [
-            filters.coefficients(
-                kind,
-                *(torch.tensor(float(band[key]), dtype=torch.float64) for key in ("hertz", "decibels", "q")),
-                sample_rate,
-            )
-            for kind, band in zip(kinds, settings["bands"], strict=True)
-        ]
-    )
+    found = []
+    for band in settings["bands"]:
+        hertz, decibels, q = (torch.tensor(float(band[key]), dtype=torch.float64) for key in ("hertz", "decibels", "q"))
+        found.append(filters.coefficients(band["kind"], hertz, decibels, q, sample_rate))
+    sections = torch.stack(found)
     response = filters.cascade(sections, GRID, torch.float64).abs()
     return 20 * response[(HERTZ.double() * GRID / sample_rate).round().long()].log10()
 

@@ -175,7 +175,7 @@ def equaliser_sections(strip: Knobs, sample_rate: int) -> Tensor:
     """The strip's filters in a row, (B, S, K, sections, 6) in double precision."""
     knobs = {name: value.double() for name, value in strip.items()}
     found = [
-        filters.coefficients(kind, *(knobs[f"{band}_{what}"] for what in ("frequency", "gain", "q")), sample_rate)
+        filters.coefficients(kind, knobs[f"{band}_frequency"], knobs[f"{band}_gain"], knobs[f"{band}_q"], sample_rate)
         for band, kind in KINDS.items()
     ]
     if "high_pass_frequency" in knobs:
