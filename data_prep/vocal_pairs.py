@@ -2,6 +2,7 @@
 
     <source>/raw/NAME.wav      the take, mono (stereo is averaged)
     <source>/mixed/NAME.wav    the same, mixed: stereo, often later (the latency of plug-ins) and longer (reverb)
+    <source>/settings.json     optional: {NAME: how it was mixed}, where that is known, as of the demo
 
 The pair is aligned by cross-correlation, and where the two do not belong together they are refused. A sample is one segment of a song:
 
@@ -14,13 +15,14 @@ The pair is aligned by cross-correlation, and where the two do not belong togeth
     lufs.npy, peak.npy, clipped.npy, silence.npy   (3,)   of raw, mixed and reference (see ``levels.measure``)
     pad.npy            int64 ()             zeros appended, in samples
     meta.json          name, start and reference_start (samples in the aligned pair), gain, lag, correlation, polarity, raw_channels,
-                       mixed_channels
+                       mixed_channels, settings (null where nobody knows them)
 
 Segments in which the raw voice is silent are left out. Songs are dealt to splits by their names.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ from pipeline.errors import UserError
 AUDIO = (".wav", ".flac")
 LAYOUT = "raw/NAME.wav and mixed/NAME.wav"
 SIDES = ("raw", "mixed")
+SETTINGS = "settings.json"
 LONGEST_LAG = 1.0  # seconds
 BELONG = 0.15  # correlation of an aligned pair below which the two are not the same singing
 SILENT = 1e-3  # RMS; -60 dBFS
@@ -90,12 +93,14 @@ class VocalPairs(WaveStage):
         if not files:
             raise UserError(f"{root} has no audio files in raw and mixed; expected {LAYOUT}.")
         splits = split_by_name(name for name, paths in files.items() if len(paths) > 1)  # what is alone fills no split
+        known = _known_settings(root / SETTINGS)
         return [
             Input(
                 name,
                 splits.get(name, "train"),
                 name,
                 tuple(InputFile(path.relative_to(source).as_posix()) for path in paths),
+                (json.dumps(known[name], sort_keys=True),) if name in known else (),
             )
             for name, paths in sorted(files.items())
         ]
@@ -120,6 +125,7 @@ class VocalPairs(WaveStage):
             "polarity": 1 if found.correlation > 0 else -1,
             "raw_channels": len(raw),
             "mixed_channels": len(mixed),
+            "settings": json.loads(item.facts[0]) if item.facts else None,
         }
         raw, mixed = aligned(mono(raw)[None], mixed, found.lag)
         gain = fitting_gain(peak(raw), peak(mixed))
@@ -161,6 +167,19 @@ class VocalPairs(WaveStage):
         }
         measured = levels.measure([raw, mixed, other], self.sample_rate, song.gain)
         return sample_key(song.name, start), with_levels(own, measured, pad)
+
+
+def _known_settings(path: Path) -> dict[str, Any]:
+    """By song; empty where there is no such file. UserError where it is no table of them."""
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); repair it, or move it away.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must map each song's name to its settings; repair it, or move it away.")
+    return tree
 
 
 def _sides(item: Input) -> dict[str, str]:

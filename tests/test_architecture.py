@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("jobs", "pipeline", "models", "data_prep", "sync", "monitoring")
 SHARED_MODELS = {
-    f"models.{name}" for name in ("blocks", "codecs", "features", "metrics", "inputs", "showing", "windows")
+    f"models.{name}" for name in ("blocks", "codecs", "features", "losses", "metrics", "inputs", "showing", "windows")
 }
 LOGIN_NODE = [
     "jobs.launch",

@@ -114,6 +114,17 @@ def test_a_song_of_one_segment_has_no_reference_and_says_so(corpus, tmp_path):
     assert {int(s["pad"]) for s in samples(build(corpus, tmp_path / "short", short)[0])} == {RATE}
 
 
+def test_known_settings_come_with_each_sample_of_their_song(corpus, tmp_path):
+    (corpus / "settings.json").write_text(json.dumps({"No. 1 lead": {"ratio": 4.0}}))
+    folder, _ = build(corpus, tmp_path / "out", STAGE)
+    for sample in samples(folder):
+        assert sample["meta"]["settings"] == ({"ratio": 4.0} if sample["meta"]["name"] == "No. 1 lead" else None)
+    for text, sentence in (("{", "not readable as JSON"), ("[]", "must map each song's name")):
+        (corpus / "settings.json").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            STAGE.scan(corpus)
+
+
 def test_every_planted_trap(corpus, takes, tmp_path):
     (corpus / "mixed/No. 0 lead.wav").unlink()
     write(corpus / "mixed/Found later.wav", takes[0][1].T)

@@ -1,0 +1,87 @@
+"""Compressor and de-esser: feed-forward, the level read as the peak of every millisecond, the reduction smoothed in decibels.
+
+Giannoulis, Massberg and Reiss, "Digital Dynamic Range Compressor Design" (JAES 60, 2012): soft knee Eq. (4), smoothing of the gain with
+a branch for attack and one for release Eq. (16). The gain is that of the very samples it is applied to: nothing is delayed.
+
+Shapes: n samples, T milliseconds; leading dimensions (...) are samples of a batch and tracks; knobs are (..., 1) or (..., T).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FLOOR = -120.0  # dB; what a level is at least
+ROUNDS = 64  # of finding out where attack and release take turns; 5 to 10 suffice
+
+
+def control_hop(sample_rate: int) -> int:
+    """Samples in a millisecond."""
+    return round(sample_rate / 1000)
+
+
+def peak_levels(wave: Tensor, hop: int) -> Tensor:
+    """(..., n) -> (..., T = ceil(n / hop)) peak of every ``hop`` samples in dB of full scale."""
+    padded = F.pad(wave.abs(), (0, -wave.shape[-1] % hop))
+    return 20 * padded.unflatten(-1, (-1, hop)).amax(-1).clamp(min=10 ** (FLOOR / 20)).log10()
+
+
+def reduction_wanted(level: Tensor, threshold: Tensor, ratio: Tensor, knee: Tensor) -> Tensor:
+    """Decibels by which levels (..., T) are to be reduced, Eq. (4); a knee of 0 dB is hard."""
+    over, half = level - threshold, knee.clamp(min=1e-3) / 2
+    bent = (over + half).clamp(min=0).square() / (4 * half)
+    return (1 - 1 / ratio) * torch.where(over > half, over, torch.where(over < -half, torch.zeros_like(bent), bent))
+
+
+def smoothed(wanted: Tensor, attack: Tensor, release: Tensor, step_ms: float) -> Tensor:
+    """(..., T) -> (..., T): y_t = k y_{t-1} + (1 - k) x_t, k by ``attack`` (ms) where x_t > y_{t-1}, else by ``release``; Eq. (16).
+
+    Which of the two holds at t depends on y: they are guessed, the recursion is solved in log T steps, and guessed again until nothing
+    changes. Every round settles the first wrong guess at least, so what stands is the recursion itself.
+    """
+    rise, fall = torch.exp(-step_ms / attack), torch.exp(-step_ms / release)
+    with torch.no_grad():
+        rises = wanted > F.pad(wanted[..., :-1], (1, 0))
+        for _ in range(ROUNDS):
+            keep = torch.where(rises, rise, fall)
+            before = F.pad(_recursion(keep, (1 - keep) * wanted)[..., :-1], (1, 0))
+            again = wanted > before
+            if torch.equal(again, rises):
+                break
+            rises = again
+    keep = torch.where(rises, rise, fall)
+    return _recursion(keep, (1 - keep) * wanted)
+
+
+def _recursion(keep: Tensor, added: Tensor) -> Tensor:
+    """y_t = keep_t y_{t-1} + added_t, y_{-1} = 0, along the last axis, by doubling (Hillis and Steele 1986)."""
+    step = 1
+    while step < added.shape[-1]:
+        added = torch.cat([added[..., :step], added[..., step:] + keep[..., step:] * added[..., :-step]], dim=-1)
+        keep = torch.cat([keep[..., :step], keep[..., step:] * keep[..., :-step]], dim=-1)
+        step *= 2
+    return added
+
+
+def per_sample(control: Tensor, hop: int, length: int) -> Tensor:
+    """(..., T) -> (..., n): straight lines between the middles of the milliseconds."""
+    flat = control.reshape(-1, 1, control.shape[-1])
+    fine = F.interpolate(flat, scale_factor=float(hop), mode="linear", align_corners=False)
+    return fine[..., :length].reshape(*control.shape[:-1], length)
+
+
+def compressor_reduction(level: Tensor, knobs: dict[str, Tensor], step_ms: float) -> Tensor:
+    """Levels (..., T) -> decibels of reduction (..., T); knobs ``threshold ratio knee attack release``."""
+    wanted = reduction_wanted(level, knobs["threshold"], knobs["ratio"], knobs["knee"])
+    return smoothed(wanted, knobs["attack"], knobs["release"], step_ms)
+
+
+DE_ESSER_ATTACK, DE_ESSER_RELEASE, DE_ESSER_KNEE = 1.0, 40.0, 6.0  # ms, ms, dB
+
+
+def de_esser_reduction(level: Tensor, knobs: dict[str, Tensor], step_ms: float) -> Tensor:
+    """Levels (..., T) of the sibilant band -> decibels by which that band is reduced."""
+    fixed = level.new_tensor
+    wanted = reduction_wanted(level, knobs["sibilance_threshold"], knobs["sibilance_ratio"], fixed(DE_ESSER_KNEE))
+    return smoothed(wanted, fixed(DE_ESSER_ATTACK), fixed(DE_ESSER_RELEASE), step_ms)

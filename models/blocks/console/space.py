@@ -1,0 +1,69 @@
+"""Reverb and echoes as responses of busses.
+
+The reverb is noise in twelve bands, each with a level and a decay of its own (Steinmetz, Ithapu and Calamia, WASPAA 2021). The noise is
+drawn once for ever from a fixed seed: the same settings sound the same, in training and after it.
+
+Shapes: R taps of the reverb, F frequencies; leading dimensions (...) are samples of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from models.blocks.console.layout import REVERB_BANDS
+from models.blocks.precision import kept_for_all
+
+SECONDS = 65536 / 44100  # that the reverb's noise lasts, at any sample rate
+NOISE_SEED = 240708889
+LOWEST, HIGHEST = 31.25, 18000.0  # Hz; the middles of the outermost bands
+ECHOES = 12  # at a feedback of 0.6 what is left out lies 49 dB below the first
+
+
+def reverb_taps(sample_rate: int) -> int:
+    return round(SECONDS * sample_rate)
+
+
+@kept_for_all
+def banded_noise(sample_rate: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2, 12, R) left and right, independent; the bands add up to white noise of variance 1. Cosine slopes between them."""
+    taps = reverb_taps(sample_rate)
+    size = next_fast_len(2 * taps, real=True)
+    white = torch.randn(2, size, generator=torch.Generator().manual_seed(NOISE_SEED), dtype=torch.float64)
+    hertz = torch.fft.rfftfreq(size, 1 / sample_rate, dtype=torch.float64)
+    place = (hertz / LOWEST).clamp(min=1e-9).log() / math.log(HIGHEST / LOWEST) * (REVERB_BANDS - 1)
+    place = place.clamp(0, REVERB_BANDS - 1)
+    distance = (place - torch.arange(REVERB_BANDS)[:, None]).abs().clamp(max=1)
+    bands = torch.fft.rfft(white)[:, None] * (math.pi / 2 * distance).cos().square()
+    return torch.fft.irfft(bands, size)[..., :taps].to(dtype=dtype, device=device)
+
+
+def reverb_impulse(gains: Tensor, decays: Tensor, sample_rate: int) -> Tensor:
+    """Gains in dB and seconds to -60 dB, (..., 12) each -> (..., 2, R), each channel of energy 1: how loud it is says the send."""
+    noise = banded_noise(sample_rate, gains.dtype, gains.device)
+    seconds = torch.arange(noise.shape[-1], dtype=gains.dtype, device=gains.device) / sample_rate
+    envelope = torch.exp(gains[..., None] * (math.log(10) / 20) - 3 * math.log(10) * seconds / decays[..., None])
+    impulse = torch.einsum("cbr,...br->...cr", noise, envelope)
+    return impulse / impulse.square().sum(-1, keepdim=True).sqrt()
+
+
+def echo_response(time: Tensor, feedback: Tensor, damping: Tensor, size: int, room: int, sample_rate: int) -> Tensor:
+    """Echoes after ``time`` (ms), each ``feedback`` times the one before, darker by a one-pole low-pass at ``damping`` (Hz); knobs (...).
+
+    Complex (..., F), F = size // 2 + 1: a delay is a phase, so a time between two samples is one as well. Echoes that begin after
+    ``room`` samples are left out, since on this grid they would come round to the beginning.
+    """
+    turn = torch.arange(size // 2 + 1, dtype=torch.float64, device=time.device) * (2 * math.pi / size)
+    delay = time[..., None].double() * (sample_rate / 1000)
+    pole = torch.exp(-2 * math.pi * damping[..., None].double() / sample_rate)
+    back = torch.polar(torch.ones_like(turn), -turn)
+    once = (1 - pole) / (1 - pole * back)  # complex
+    step = once * torch.exp(-1j * turn * delay)  # from one echo to the next, but for the feedback
+    total, echo = torch.zeros_like(once), step
+    for k in range(1, ECHOES + 1):
+        total = total + (k * delay < room).to(delay.dtype) * echo
+        echo = echo * step * feedback[..., None].double()
+    return total.to(torch.complex64 if time.dtype == torch.float32 else torch.complex128)

@@ -1,0 +1,106 @@
+"""Hyperparameters of Diff-MST, arXiv 2407.08889, and of what is made of it for one voice and one engineer.
+
+``reference`` says what is shown of the wanted sound, and so what is compared with what:
+
+    none    nothing: the style is learned from the pairs, and the mix is compared with the engineer's
+    same    another section of the same mixed song; the mix is compared with the engineer's of this section
+    other   a section of another mixed song; only audio features are compared, with those of the reference
+    made    one half of a multitrack through the console with drawn settings, the other half is to become like it (Section 3.3)
+
+No torch import: ``launch.py --dry-run`` reads this.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from models.blocks.console.layout import Layout
+from pipeline.config import ModelSection, Section
+
+
+class EncoderShape(Section):
+    """CNN14 (Kong et al. 2020) over the spectrogram |X|^0.3; the defaults are the paper's. Every block but the last halves the picture."""
+
+    channels: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), min_length=1)
+    window: int = Field(2048, gt=0)  # samples
+    hop: int = Field(512, gt=0)
+    groups: int = Field(8, gt=0)  # of the group normalisation, which stands for batch normalisation
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> EncoderShape:
+        if wrong := [c for c in self.channels if c % self.groups]:
+            raise ValueError(f"groups {self.groups} does not divide {wrong[0]} channels")
+        return self
+
+    @property
+    def shortest(self) -> int:
+        """Samples that leave one frame after all halvings."""
+        return self.hop * 2 ** (len(self.channels) - 1)
+
+
+class ControllerShape(Section):
+    """A transformer over one token a track, the style's and the busses'; the defaults are the paper's."""
+
+    width: int = Field(512, gt=0)
+    layers: int = Field(12, gt=0)
+    heads: int = Field(8, gt=0)
+    feed_forward: int = Field(2048, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ControllerShape:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        return self
+
+
+class ConsoleShape(Section):
+    """Which knobs there are; the defaults are the paper's console: 27 a track, 25 of the bus, 26 of the master."""
+
+    tracks: int = Field(1, gt=0)
+    fader: bool = True
+    high_pass: bool = False
+    de_esser: bool = False
+    echo: bool = False
+    reverb_mix: bool = True
+    master: bool = True
+    softest_knee: float = Field(3.0, ge=0, lt=12)  # dB
+
+    def layout(self, sample_rate: int) -> Layout:
+        return Layout(sample_rate, **self.model_dump())
+
+
+class Weights(Section):
+    """Of the loss: the multi-resolution STFT, and the audio features by the paper's weights (Section 3.4)."""
+
+    stft: float = Field(1.0, ge=0)
+    rms: float = Field(0.1, ge=0)
+    crest: float = Field(0.001, ge=0)
+    width: float = Field(1.0, ge=0)
+    imbalance: float = Field(1.0, ge=0)
+    bark: float = Field(0.1, ge=0)
+
+
+class ModelConfig(ModelSection):
+    live: ClassVar[tuple[str, ...]] = ("weights",)
+
+    system: Literal["diff_mst"]
+    reference: Literal["none", "same", "other", "made"]
+    console: ConsoleShape = ConsoleShape()
+    encoder: EncoderShape = EncoderShape()
+    controller: ControllerShape = ControllerShape()
+    weights: Weights = Weights()
+
+    crop: int | None = Field(None, gt=0)  # samples of a segment that a step sees, at a drawn place; None: all
+    lead_in: float = Field(0.0, ge=0)  # seconds that are rendered and not judged: what reverb and compressor remember
+    track_loudness: float | None = None  # LUFS that every track is brought to before the console; None: as it is
+    reference_loudness: float | None = None  # LUFS of the reference
+
+    @model_validator(mode="after")
+    def _something_is_compared(self) -> ModelConfig:
+        if self.reference == "other" and self.weights.stft:
+            raise ValueError("a reference of another song has no STFT to be compared with: set model.weights.stft=0")
+        if not any(self.weights.model_dump().values()):
+            raise ValueError("every weight is 0: there is nothing to minimise")
+        return self

@@ -1,0 +1,132 @@
+"""The mixing engineer: encoders that listen, a transformer that decides, heads that turn the knobs. Diff-MST, Section 3.1.
+
+Shapes: B samples, N tracks, n samples of a waveform, D width; frames L and bins F of a spectrogram; P knobs of a section.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks.console.layout import Layout, Section
+from models.blocks.console.settings import Settings, from_turns
+from models.diff_mst.config import EncoderShape, ModelConfig
+
+COMPRESSION = 0.3  # exponent of the magnitudes
+EDGE = 0.03  # a knob that starts at its end starts so far from it, where a sigmoid still moves
+CALM = 0.1  # of the usual spread of the heads' first weights
+
+
+class ConvBlock(nn.Module):
+    """Two convolutions of 3 x 3 with normalisation and ReLU, then the mean over ``pool`` x ``pool``."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, pool: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        # Batch normalisation, CNN14's, would make a step depend on which samples share a process. As many parameters.
+        self.norm1, self.norm2 = nn.GroupNorm(groups, outputs), nn.GroupNorm(groups, outputs)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
+
+
+class SpectrogramEncoder(nn.Module):
+    """Waveforms (b, n) -> embeddings (b, D): CNN14's body and one linear layer."""
+
+    window: Tensor
+
+    def __init__(self, shape: EncoderShape, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        last = len(shape.channels) - 1
+        inputs = (1, *shape.channels)
+        self.blocks = nn.ModuleList(
+            ConvBlock(inputs[i], outputs, shape.groups, 1 if i == last else 2)
+            for i, outputs in enumerate(shape.channels)
+        )
+        self.out = nn.Linear(shape.channels[-1], width)
+        self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        if wave.shape[-1] < self.shape.shortest:
+            raise ValueError(f"{wave.shape[-1]} samples are too short for an encoder that needs {self.shape.shortest}")
+        with torch.autocast(wave.device.type, enabled=False):
+            spectrum = torch.stft(
+                wave.float(), self.shape.window, self.shape.hop, window=self.window, return_complex=True
+            )
+            power = spectrum.real.square() + spectrum.imag.square()
+            picture = (power + 1e-8) ** (COMPRESSION / 2)
+        x = picture.transpose(-1, -2)[:, None]  # (b, 1, L, F)
+        for block in self.blocks:
+            x = block(x)
+        x = x.mean(-1)
+        return self.out(x.amax(-1) + x.mean(-1))
+
+
+class Head(nn.Module):
+    """A token (..., D) -> positions 0..1 of a section's knobs (..., P); at first near where they start, whatever is heard."""
+
+    def __init__(self, width: int, section: Section) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, len(section))
+        with torch.no_grad():
+            starts = [min(max(knob.to_turn(knob.start), EDGE), 1 - EDGE) for knob in section]
+            self.linear.bias.copy_(torch.tensor([math.log(turn / (1 - turn)) for turn in starts]))
+            self.linear.weight.mul_(CALM)
+
+    def forward(self, token: Tensor) -> Tensor:
+        return self.linear(token).float().sigmoid()
+
+
+class MixingEngineer(nn.Module):
+    """From what is heard to how the knobs are turned; ``layout`` says which there are."""
+
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__()
+        shape, self.layout = config.controller, layout
+        self.refers = config.reference != "none"
+        self.track_encoder = SpectrogramEncoder(config.encoder, shape.width)
+        self.track_kind = nn.Parameter(torch.randn(shape.width) * 0.1)
+        if self.refers:
+            self.reference_encoder = SpectrogramEncoder(config.encoder, shape.width)
+            self.left_kind, self.right_kind = (nn.Parameter(torch.randn(shape.width) * 0.1) for _ in range(2))
+        else:
+            self.style = nn.Parameter(torch.randn(shape.width) * 0.1)
+        self.bus_kind = nn.Parameter(torch.randn(shape.width) * 0.1)
+        if layout.master:
+            self.master_kind = nn.Parameter(torch.randn(shape.width) * 0.1)
+        layer = nn.TransformerEncoderLayer(shape.width, shape.heads, shape.feed_forward, dropout=0.0, batch_first=True)
+        self.transformer = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
+        self.heads = nn.ModuleDict({name: Head(shape.width, section) for name, section in layout.sections.items()})
+
+    def forward(self, tracks: Tensor, reference: Tensor | None = None) -> dict[str, Tensor]:
+        """Tracks (B, N, n), the reference (B, 2, m) -> positions 0..1 of the knobs by section: (B, N, P), (B, 1, P), (B, 1, P)."""
+        batch, count = tracks.shape[:2]
+        heard = self.track_encoder(tracks.flatten(0, 1)).unflatten(0, (batch, count))
+        tokens = [heard + self.track_kind]
+        if self.refers:
+            if reference is None:
+                raise ValueError("this engineer mixes after a reference, and none was given")
+            sides = self.reference_encoder(reference.flatten(0, 1)).unflatten(0, (batch, 2))
+            tokens.append(sides + torch.stack([self.left_kind, self.right_kind]))
+        else:
+            tokens.append(self.style.expand(batch, 1, -1))
+        tokens.append(self.bus_kind.expand(batch, 1, -1))
+        if self.layout.master:
+            tokens.append(self.master_kind.expand(batch, 1, -1))
+        seen = self.transformer(torch.cat(tokens, dim=1))
+        after = {"track": seen[:, :count], "master": seen[:, -1:]}
+        after["bus"] = seen[:, -2:-1] if self.layout.master else seen[:, -1:]
+        return {name: head(after[name]) for name, head in self.heads.items()}
+
+    def settings(self, tracks: Tensor, reference: Tensor | None = None) -> Settings:
+        """The same as values in each knob's unit, (B, S, 1, P)."""
+        turns = self(tracks, reference)
+        return {name: from_turns(turns[name][:, :, None], section) for name, section in self.layout.sections.items()}

@@ -1,0 +1,77 @@
+"""Diff-MST under training: tracks in, settings out, a console between them and the loss.
+
+Shapes: B samples, N tracks, n samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.blocks.console.console import Console, Rendered
+from models.blocks.console.settings import Settings
+from models.diff_mst import data as facts
+from models.diff_mst.config import ModelConfig
+from models.diff_mst.networks import MixingEngineer
+from models.diff_mst.objectives import distances, weighted
+from pipeline.config import RunConfig
+from pipeline.train_module import Batch
+from pipeline.train_module import TrainModule as BaseModule
+
+
+class TrainModule(BaseModule):
+    headline = ("loss",)
+
+    def __init__(self, config: RunConfig, data: dict[str, Any]) -> None:
+        super().__init__(config, data)
+        assert isinstance(config.model, ModelConfig)
+        self.model_config = config.model
+        facts.check_data(config, config.model, data)
+        self.sample_rate = int(data["sample_rate"])
+        self.layout = config.model.console.layout(self.sample_rate)
+        self.console = Console(self.layout)
+        self.model = MixingEngineer(config.model, self.layout)
+
+    @classmethod
+    def typical_data(cls, config: RunConfig) -> dict[str, Any]:
+        return facts.typical_data(config)
+
+    def example_batch(self, batch_size: int) -> Batch:
+        return facts.example_batch(self.config, self.data, batch_size)
+
+    def view(self, batch: Batch, stream: str | None = None) -> facts.View:
+        """What of a batch goes where; ``stream`` names the draws of training's crops."""
+        return facts.view(batch, self.model_config, self.layout, self.random, stream)
+
+    def mixed(self, seen: facts.View) -> tuple[Rendered, Settings]:
+        """The mix of what is seen, and the settings that made it."""
+        settings = self.model.settings(seen.tracks, seen.reference)
+        return self.console(seen.tracks, settings), settings
+
+    def judged(self, wave: Tensor) -> Tensor:
+        """(B, C, n) without the lead-in, in which reverb and compressor cannot know what came before."""
+        return wave[..., round(self.model_config.lead_in * self.sample_rate) :]
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The weighted distances to what is wanted, and each of them; means over the batch."""
+        return self._step(self.view(batch, "train"))
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The same on whole segments."""
+        return self._step(self.view(batch))
+
+    def _step(self, seen: facts.View) -> dict[str, Tensor]:
+        mix = self.judged(self.mixed(seen)[0].mix)
+        found = distances(mix, self.judged(seen.like), self.sample_rate, self.model_config.weights)
+        loss = weighted(found, self.model_config.weights)
+        return {name: (value * seen.counts).mean() for name, value in {"loss": loss, **found}.items()}
+
+    def sample(self, batch: Batch, folder: Path, step: int) -> None:
+        """The first sample before and after as audio and pictures, with the settings as a table."""
+        from models.diff_mst.showing import show_progress
+
+        show_progress(self, batch, folder, step)

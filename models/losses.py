@@ -1,0 +1,45 @@
+"""Distances of waveforms that several systems minimise or report.
+
+Shapes: B samples, C channels, n samples of a waveform; windows of an STFT in samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.blocks.precision import full_precision, kept_for_all
+
+RESOLUTIONS = (512, 2048, 8192)  # hops are half of them
+POWER_FLOOR = 1e-8  # of an STFT with a Hann window of unit peak
+
+
+@full_precision
+def multi_resolution_stft(one: Tensor, target: Tensor, windows: tuple[int, ...] = RESOLUTIONS) -> Tensor:
+    """(B, C, n) each -> (B,): spectral convergence plus the mean difference of log magnitudes, averaged over channels and resolutions.
+
+    Yamamoto, Song and Kim, "Parallel WaveGAN" (ICASSP 2020), Eqs. (4) to (6). Raises ValueError for a signal shorter than half a window.
+    """
+    if one.shape[-1] <= max(windows) // 2:
+        raise ValueError(f"{one.shape[-1]} samples are too short for an STFT of {max(windows)}")
+    found = []
+    for window in windows:
+        ours, theirs = (magnitudes(wave, window, window // 2) for wave in (one, target))
+        apart = (ours - theirs).square().sum((-1, -2)).clamp(min=POWER_FLOOR).sqrt()
+        convergence = apart / theirs.square().sum((-1, -2)).clamp(min=POWER_FLOOR).sqrt()
+        logarithmic = (ours.log() - theirs.log()).abs().mean((-1, -2))
+        found.append((convergence + logarithmic).mean(1))
+    return torch.stack(found).mean(0)
+
+
+def magnitudes(wave: Tensor, window: int, hop: int) -> Tensor:
+    """(..., n) -> (..., F, L) magnitudes of a centred Hann STFT, none below the root of POWER_FLOOR."""
+    flat = wave.reshape(-1, wave.shape[-1])
+    spectrum = torch.stft(flat, window, hop, window=_hann(window, wave.dtype, wave.device), return_complex=True)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return power.clamp(min=POWER_FLOOR).sqrt().reshape(*wave.shape[:-1], *power.shape[-2:])
+
+
+@kept_for_all
+def _hann(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.hann_window(window, dtype=dtype, device=device)
