@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.last_words import last_words
 from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
 from pipeline.deadline import Deadline
@@ -41,7 +42,8 @@ class TrainJob:
         run = RunFolder(Path(self.path))
         with StopFlag().installed() as stop:
             place = where_am_i()
-            reason = run_attempt(run, place, stop, startup)
+            with last_words(run, place.world.rank, place.address if place.slurm else socket.gethostname()):
+                reason = run_attempt(run, place, stop, startup)
             if place.slurm and reason is not Stop.NO:
                 raise RunFailed(f"{run.name} has stopped before its end: {reason.words}")
             return reason.name

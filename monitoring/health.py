@@ -102,7 +102,7 @@ def _incidents(signs: Signs) -> list[str]:
         elif kind == "data_fault":
             faults += 1
     if faults:
-        found["data_fault"] = f"{faults} damaged sample{'s' if faults > 1 else ''} replaced"
+        found["data_fault"] = f"damaged samples replaced: {faults}"
     return list(reversed(found.values()))
 
 

@@ -78,7 +78,7 @@ def choose(logs: list[RankLog], rank: int | None, *, died: bool) -> RankLog:
 
 def is_over(run: RunFolder) -> bool:
     """Whether nothing will be written any more: complete, given up, stopped by hand, or failed."""
-    last = run.history()[-1]
+    last = next(e for e in reversed(run.history()) if e["event"] not in ("rank_failed", "rank_ended"))
     return last["event"] == "gave_up" or (
         last["event"] == "end" and last["reason"] in ("complete", "failed", "interrupted")
     )

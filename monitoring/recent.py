@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -69,7 +70,7 @@ class Recent:
     def patience(self) -> float:
         """Seconds between two lines after which a run that trains is to be called silent."""
         times = [at for _, at, _ in self.points]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
         return max(300.0, 10 * statistics.median(gaps)) if gaps else 900.0
 
 

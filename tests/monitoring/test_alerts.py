@@ -59,8 +59,8 @@ def test_each_trouble_is_told_once_and_what_was_over_before_never(tmp_path, serv
         Alerts(told, root).tell(look(root))
         run.record("data_fault", step=2, rank=0, message="y")  # one more of the same
     assert got == [
-        ("/ntfy", "dismix_demo/1f3a9c2e", b"1 damaged sample replaced"),
-        ("/hook", "", json.dumps({"text": "dismix_demo/1f3a9c2e: 1 damaged sample replaced"}).encode()),
+        ("/ntfy", "dismix_demo/1f3a9c2e", b"damaged samples replaced: 1"),
+        ("/hook", "", json.dumps({"text": "dismix_demo/1f3a9c2e: damaged samples replaced: 1"}).encode()),
     ]
     kill_writer(run)
     Alerts(told, root).tell(look(root))
