@@ -92,15 +92,15 @@ CATALOGUE = (
     cause("time_limit", r"DUE TO TIME LIMIT|(?-i:\bTIMEOUT\b)|^end warned", "the job's time was over",
           "nothing if it was requeued; else " + AGAIN + " --time H:MM:SS", ours=True),
     cause("requeue_failed", r"^requeue_failed", "it was to come back, and SLURM refused: {said}", AGAIN),
+    # -- echoes, then what is general
+    cause("lost_peer", r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|collective operation timeout|timed out",
+          "a rank lost the others; which one went first nobody wrote down", LOGS, echo=True),
     cause("user_error", r"^(UserError|error): ", "{said}", "mend that, then " + AGAIN),
     cause("exception", r"^\w*(Error|Exception|Failed|Interrupt)\b", "{said}", LOGS),
     cause("killed", r"SIGKILL|exit code (137|-9)\b|: Killed\b|^killed", "a rank was killed from outside (SIGKILL)",
           "often the host's memory (dmesg | grep -i oom on {node}), or a person; " + AGAIN),
-    # -- echoes
     cause("terminated", r"SIGTERM|^end terminated|CANCELLED AT|exit code (143|-15)\b", "ended from outside (SIGTERM)",
           AGAIN, echo=True),
-    cause("lost_peer", r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|collective operation timeout|timed out",
-          "a rank lost the others; which one went first nobody wrote down", LOGS, echo=True),
 )  # fmt: skip
 
 ALONE = cause(

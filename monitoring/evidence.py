@@ -23,9 +23,11 @@ PROGRESS = re.compile(r"step \d+/\d+ ")
 SLURMS = re.compile(
     r"^(?:slurmstepd-?(?P<node>\S*?)|srun): error: (?:(?P<srun_node>[^\s:]+): task(?:s)? (?P<rank>\d+))?"
 )
+# Where a rank stands that waits for the others; DDP averages within the backward, of which Python sees only its engine.
 COLLECTIVE = re.compile(
-    r"distributed_c10d|all_reduce|_allgather|collectives\.py|in barrier|in result\b|in total\b|in maximum\b"
+    r"distributed_c10d|_engine_run_backward|pipeline/(distributed|collectives)\.py|in synchronize\b"
 )
+INNERMOST = 4  # frames in which that is looked for
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,14 @@ def stuck_ranks(run: RunFolder, attempt: Attempt, step: int) -> dict[int, str]:
     silent = set(range(attempt.world_size)) - stacks.keys()
     if silent and stacks:
         return dict.fromkeys(sorted(silent), "it wrote down no stacks: it was stopped, or its host is gone")
-    busy = [rank for rank, text in sorted(stacks.items()) if not COLLECTIVE.search(_main_thread(text))]
+    busy = [rank for rank, text in sorted(stacks.items()) if not _waits(text)]
     if len(busy) == len(stacks):
         return {}
     return {rank: f"it stands in {_innermost(stacks[rank])}, the others wait in a collective" for rank in busy}
+
+
+def _waits(text: str) -> bool:
+    return any(COLLECTIVE.search(frame) for frame in _main_thread(text).splitlines()[1 : INNERMOST + 1])
 
 
 def _main_thread(text: str) -> str:

@@ -168,11 +168,11 @@ def die(way: str, run: RunFolder, data: Path, size: int = 1) -> list[int]:
     ]
     for rank in ranks:
         rank.start()
-    deadline, failed = time.monotonic() + 60, None
-    while failed is None and any(rank.is_alive() for rank in ranks):
+    deadline = time.monotonic() + 60
+    while not any(rank.exitcode for rank in ranks) and any(rank.is_alive() for rank in ranks):
         assert time.monotonic() < deadline, f"'{way}' did not end"
-        failed = next((i for i, rank in enumerate(ranks) if rank.exitcode), None)
         time.sleep(0.02)
+    failed = next((i for i, rank in enumerate(ranks) if rank.exitcode), None)
     for rank in ranks:
         rank.join(3 if failed is not None else 60)
         if rank.is_alive():

@@ -78,7 +78,7 @@ def test_of_two_ranks_the_one_that_was_killed_is_named_and_not_the_one_that_comp
 
 
 @pytest.mark.parametrize(
-    ("way", "why_it"), [("rank 1 sleeps", "it stands in sleep"), ("rank 1 is stopped", "no stacks")]
+    ("way", "why_it"), [("rank 1 sleeps", "it stands in sleep"), ("rank 1 is stopped", "it wrote down no stacks")]
 )
 def test_of_a_hang_the_rank_that_waits_for_nobody_is_named(run, data, way, why_it):
     die(way, run, data, 2)
@@ -112,17 +112,12 @@ def test_how_slurm_ended_a_job_is_made_out_without_accounting(slurm, run, monkey
     slurm.run("scancel", job)
     slurm.wait(job, "CANCELLED")
     assert judge(run).cause == "terminated" and "CANCELLED AT" in judge(run).said
-    low = queued(slurm, run, "--partition=low", "--nodes=1")
-    urgent = slurm.sbatch("--output=/dev/null", "--partition=high", "--nodes=3", "--exclusive", "--wrap", "sleep 1")
-    slurm.wait(urgent, "RUNNING", "COMPLETED", timeout=60)
-    verdict = judge(run)
-    assert verdict.cause == "preempted" and "DUE TO PREEMPTION" in verdict.said, verdict
 
 
 # -- recorded words -----------------------------------------------------------------------------------------------
 
 RECORDED = {
-    # torch 2.13 on CUDA; on one line as in the log
+    "preempted": "slurmstepd: error: *** JOB 5 ON n7 CANCELLED AT 2026-11-20T19:19:23 DUE TO PREEMPTION ***",
     "gpu_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.14 GiB",
     "shared_memory": "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that /dev/shm is full",
     "gpu_fault": "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
