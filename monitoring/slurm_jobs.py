@@ -101,7 +101,7 @@ def _question(owners: Collection[int], ended: Collection[str], kept: dict[str, A
         return {"time": 0.0, "jobs": {}, **kept, "asked": now, "problem": problem}
     rows = [line.split("|") for line in text.splitlines()]
     jobs = {
-        job: Job(state, *("" if word in ("None", "N/A") else word for word in (why, starts, ends)), nodes)
+        job: Job(state, _told(why), _told(starts), _told(ends), nodes)
         for job, state, why, starts, ends, nodes in (row for row in rows if len(row) == 6)
     }
     gone = {job for job in ended if job not in jobs}
@@ -112,6 +112,11 @@ def _question(owners: Collection[int], ended: Collection[str], kept: dict[str, A
         "problem": "",
         "jobs": {name: asdict(job) for name, job in {**known, **jobs}.items()},
     }
+
+
+def _told(word: str) -> str:
+    """A field of squeue's, empty where it says that there is nothing to say."""
+    return "" if word in ("None", "N/A") else word
 
 
 def _answer(kept: dict[str, Any], now: float | None) -> Answer:
