@@ -34,6 +34,7 @@ bench: setup
 	@$(VENV)/python benchmarks/prepare.py
 	@$(VENV)/python benchmarks/trainer.py
 	@$(VENV)/python -m benchmarks.launch
+	@$(VENV)/python -m benchmarks.status
 
 cluster: setup
 	@$(VENV)/python -m tests.cluster up

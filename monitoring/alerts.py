@@ -105,7 +105,7 @@ class Alerts:
         """Tell what is new; at the very first look nothing that has ended before is new."""
         with one_at_a_time(self._file.with_suffix(".lock")):
             kept = read_json(self._file)
-            told: dict[str, Any] = kept if isinstance(kept, dict) else {}
+            told: dict[str, Any] = dict(kept) if isinstance(kept, dict) else {}
             present = {key: (standing, text) for standing in overview.runs for key, text in self._troubles(standing)}
             for key, (standing, text) in present.items():
                 if key not in told and (isinstance(kept, dict) or standing.alive) and not self._send(standing, text):

@@ -55,7 +55,7 @@ def test_the_page_has_everything_inside_and_nothing_that_a_run_wrote_is_markup(t
     assert "script" not in outline.tags
     assert all(address.startswith("data:") for address in outline.addresses), "it loads nothing"
     assert outline.tags.count("audio") == 2 and outline.tags.count("img") >= 4
-    for words in ("the loss is nan", "0.5 to 1.5", "barlow_twins", "What differs in the configs"):
+    for words in ("the loss is nan", "0.5 to 1.5", "max_steps", "What differs in the configs"):
         assert words in text
     assert not re.search(r"<img src=x", text)
 
