@@ -25,6 +25,7 @@ WHY = {
 class Signs:
     """What a run shows of itself. ``checkpoint``: when the newest was written; ``why``: what is known of its end."""
 
+    name: str
     history: list[dict[str, Any]]
     attempts: list[Attempt]
     heartbeat: dict[str, Any]
@@ -101,6 +102,9 @@ def _incidents(signs: Signs) -> list[str]:
             found[f"{kind} {event.get('node')}"] = f"node {event.get('node')} left out: {event.get('why')}"
         elif kind == "data_fault":
             faults += 1
+        elif kind == "rank_ended" and signs.state == "killed" and event["time"] >= signs.attempts[-1].began:
+            how = event.get("signal") or f"exit code {event.get('exit_code')}"
+            found[kind] = f"rank {event.get('rank')} ended with {how}: python monitoring/why.py {signs.name}"
     if faults:
         found["data_fault"] = f"damaged samples replaced: {faults}"
     return list(reversed(found.values()))

@@ -159,7 +159,9 @@ class Reading:
         job = slurm.get(self.job) if slurm else None
         step, total = beat.get("step"), beat.get("total") or self._total()
         per_second = (rate[0] if rate else beat.get("rate")) if state == "running" else None
-        signs = Signs(self.history, self.attempts, beat, self.recent, self._checkpoint(), now, state, why)
+        signs = Signs(
+            self.run.name, self.history, self.attempts, beat, self.recent, self._checkpoint(), now, state, why
+        )
         return Standing(
             name=self.run.name,
             state=state,

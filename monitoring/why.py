@@ -53,7 +53,9 @@ def judge(run: RunFolder) -> Verdict:
     if not found:
         return _verdict(evidence, state, Word(evidence.history[-1]["time"], "", "history"), ALONE, [])
     word, cause = min(found, key=lambda pair: _order(*pair))
-    also = list(dict.fromkeys(c.what.format(**_facts(evidence, w, c)) for w, c in found if c.name != cause.name))
+    also = list(
+        dict.fromkeys(c.what.format(**_facts(evidence, w, c)) for w, c in found if c.name != cause.name and not c.echo)
+    )
     return _verdict(evidence, state, word, cause, also)
 
 

@@ -81,6 +81,7 @@ def test_a_run_that_trains_shows_where_it_is_and_how_it_does(tmp_path):
         ([("gave_up", {"message": "3 starts have not got beyond step 0"})], "failed", "3 starts"),
         ([("end", {"reason": "interrupted", "step": 20}), ("gave_up", {"message": "by hand"})], "stopped", "by hand"),
         ([("cancelled", {})], "stopped", "cancelled by hand"),
+        ([("rank_ended", {"rank": 1, "exit_code": -9, "signal": "SIGKILL"})], "killed", "rank 1 ended with SIGKILL"),
         ([("rolled_back", {"step": 9, "message": "the loss is nan", "skip": [0, 1]})], "killed", "without a word; the loss"),
     ],
 )  # fmt: skip
