@@ -38,6 +38,7 @@ bench: setup
 	@$(VENV)/python -m benchmarks.launch
 	@$(VENV)/python -m benchmarks.mirror
 	@$(VENV)/python -m benchmarks.sync
+	@$(VENV)/python -m benchmarks.status
 
 cluster: setup
 	@$(VENV)/python -m tests.cluster up

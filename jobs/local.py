@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from jobs.last_words import note_ended
 from pipeline.errors import RunFailed
 from pipeline.runs import RunFolder
 
@@ -37,6 +38,7 @@ def run_local(run: RunFolder, processes: int) -> dict:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if failed is not None:
+        note_ended(run, failed, ranks[failed].returncode)
         raise RunFailed(_obituary(run, ranks, failed, launch))
     end = run.last_end()
     if end is None and run.writer():

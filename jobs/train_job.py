@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.last_words import last_words
 from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
 from pipeline.deadline import Deadline
@@ -45,8 +46,10 @@ class TrainJob:
         run = RunFolder(Path(self.path))
         with StopFlag().installed() as stop:
             place = where_am_i()
+            node = place.address if place.slurm else socket.gethostname()
             try:
-                reason = run_attempt(run, place, stop, startup)
+                with last_words(run, place.world.rank, node):
+                    reason = run_attempt(run, place, stop, startup)
             except (UserError, RunFailed) as error:
                 write_down(run, place.world, error)
                 if not place.slurm:

@@ -80,7 +80,7 @@ def choose(logs: list[RankLog], rank: int | None, *, died: bool) -> RankLog:
 
 def is_over(run: RunFolder) -> bool:
     """Whether nothing will be written any more: complete, given up, stopped by hand, taken out of the queue, or failed."""
-    last = run.history()[-1]
+    last = next(e for e in reversed(run.history()) if e["event"] not in ("rank_failed", "rank_ended"))
     if last["event"] == "cancelled":
         return bool(last.get("pending"))  # one that runs saves first, and says how it ended
     return last["event"] == "gave_up" or (

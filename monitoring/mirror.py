@@ -123,7 +123,7 @@ class Mirror:
 def _signature(run: RunFolder) -> Any:
     """Changes whenever a file that is mirrored changes, or the run's writer comes or goes."""
     files = [run.config_file, run.history_file, run.lease_file, run.evaluation_file]
-    files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in _shown_files(run))]
+    files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in shown_files(run))]
     return [_stamp(path) for path in files], run.writer() is not None, run.pulled() is not None
 
 
@@ -145,7 +145,7 @@ def place_artifacts(run: RunFolder, folder: Path) -> int:
     file that is replaced or deleted there leaves the run's own as it is. On another file system they are copies. Symbolic links
     are left out, they could lead anywhere.
     """
-    wanted = dict(_shown_files(run))
+    wanted = dict(shown_files(run))
     for name, source in wanted.items():
         _place(source, folder / name)
     for part in ARTIFACT_FOLDERS:
@@ -160,7 +160,7 @@ def place_artifacts(run: RunFolder, folder: Path) -> int:
     return len(wanted)
 
 
-def _shown_files(run: RunFolder) -> Iterator[tuple[str, Path]]:
+def shown_files(run: RunFolder) -> Iterator[tuple[str, Path]]:
     """Pictures and sounds as (path in the run, path), without symbolic links and without what is still being written."""
     for part in (run.samples, run.figures):
         if part.is_symlink():

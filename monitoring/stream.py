@@ -17,13 +17,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monitoring.run_facts import STATUS, RunFacts, read_run
 from monitoring.run_rows import Row, RunRows
 from pipeline.errors import UserError, run_command
-from pipeline.runs import RunFolder, find_run
+from pipeline.runs import RunFolder, find_run, runs_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,7 +166,7 @@ def main() -> int:
     uri = args.to or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError("where to? Name a server: --to http://HOST:PORT, or MLFLOW_TRACKING_URI.")
-    run = find_run(args.run, Path(args.runs or os.environ.get("SLURMPHONY_RUNS") or "runs").absolute())
+    run = find_run(args.run, runs_root(args.runs))
     os.environ.update(QUICK)
     try:
         from mlflow import MlflowClient
