@@ -79,7 +79,8 @@ def test_a_killed_rendering_leaves_nothing_behind(tmp_path):
     rendering = render(tmp_path, 6, 3, workers=1)
     next(rendering)
     left = next(tmp_path.glob(".main_dataset-*"))
-    shutil.copytree(left, left.with_name(left.name[:-1] + "x"))  # as one of a process that is no more
+    earlier = f"{left.name[:-1]}{(int(left.name[-1]) + 5) % 10}"  # the same pid, begun at another moment
+    shutil.copytree(left, left.with_name(earlier))  # as one of a process that is no more
     list(rendering)
     assert len(list(tmp_path.glob(".main_dataset-*"))) == 1
     shutil.rmtree(tmp_path / "main_dataset")
