@@ -214,7 +214,10 @@ class Memory:
                 name: block[begin : begin + math.prod(shape) * dtype.itemsize].view(_torch_dtype(dtype)).view(shape)
                 for name, begin, dtype, shape in self._fields
             }
-        memory = self._free.pop() if self._free else np.empty(self.size, np.uint8).data  # numpy asks for huge pages
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(self.size, np.uint8).data  # numpy asks for huge pages
         return to_tensors(self.arrays(memory, lambda: self._free.append(memory)))
 
     def arrays(self, memory: memoryview, when_gone: Callable[[], None] | None = None) -> Arrays:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.order import Order, block_size
 from pipeline.rng import key
 from pipeline.workers import Workers, read_ahead
 
+LARGE = 256 << 10  # bytes of a sample
 EVALUATION_SEED = 0  # evaluation has one order for ever, and a limited one must not see the first shards only
 
 
@@ -48,11 +50,15 @@ class _Batches:
         new, self._unreported = self._unreported, []
         return new
 
+    @property
+    def _bytes_each(self) -> float:
+        """Of a sample, on average."""
+        return sum(shard.tar_size for shard in self._manifest.split(self._split)) / self._manifest.samples(self._split)
+
     def _new_reader(self) -> BatchReader:
-        count = self._manifest.samples(self._split)
-        bytes_each = sum(shard.tar_size for shard in self._manifest.split(self._split)) / count
-        order = Order(count, self._seed, block_size(bytes_each))
-        partners = Order(count, key(self._seed, "partners"), block_size(bytes_each)) if self._partner else None
+        count, block = self._manifest.samples(self._split), block_size(self._bytes_each)
+        order = Order(count, self._seed, block)
+        partners = Order(count, key(self._seed, "partners"), block) if self._partner else None
         return BatchReader(self._manifest, self._split, order, self._positions, partners)
 
     def _hand_out(self, number: int, batch: Batch, report: Report) -> Batch:
@@ -124,9 +130,15 @@ class Loader(_Batches):
             yield self._hand_out(number, *item)
 
     def _in_thread(self) -> Generator[Item, None, None]:
-        with closing(self._new_reader()) as reader:
+        """In one thread, or two where samples are so large that reading and checking them leaves Python aside."""
+        threads = 2 if self._bytes_each >= LARGE else 1
+        with ExitStack() as stack:
+            idle: SimpleQueue[BatchReader] = SimpleQueue()  # a reader serves one thread at a time
+            for _ in range(threads):
+                reader = stack.enter_context(closing(self._new_reader()))
+                idle.put(reader)
             memory = Memory(reader.signature, self._positions.rows, self._pin_memory)
-            yield from read_ahead(partial(_read, reader, memory), itertools.count())
+            yield from read_ahead(partial(_read_by_any, idle, memory), itertools.count(), threads)
 
     def _in_processes(self) -> Generator[Item, None, None]:
         with closing(self._new_reader()) as reader:
@@ -217,6 +229,14 @@ class Evaluation(_Batches):
 def _read(reader: BatchReader, memory: Memory, number: int) -> Item:
     batch = memory.take()
     return batch, reader.read(number, to_arrays(batch))
+
+
+def _read_by_any(idle: SimpleQueue[BatchReader], memory: Memory, number: int) -> Item:
+    reader = idle.get()
+    try:
+        return _read(reader, memory, number)
+    finally:
+        idle.put(reader)
 
 
 def _moved(batch: Batch, report: Report, memory: Memory) -> Item:

@@ -34,19 +34,19 @@ STOP = b"stop"  # the end of the pipe would do, were it not that later forks of 
 T = TypeVar("T")
 
 
-def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
-    """``read(n)`` for each number in turn, ``AHEAD`` of them in advance, in a thread."""
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int = 1) -> Generator[T, None, None]:
+    """``read(n)`` for each number, handed out in turn, ``AHEAD`` of them in advance, in ``threads`` threads (at most ``AHEAD`` work)."""
     waiting: deque[Future[T]] = deque()
-    thread = ThreadPoolExecutor(1, "loader")
+    pool = ThreadPoolExecutor(threads, "loader")
     try:
         for number in numbers:
-            waiting.append(thread.submit(read, number))
+            waiting.append(pool.submit(read, number))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        thread.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 class Worker(NamedTuple):

@@ -134,7 +134,7 @@ def test_own_recordings_of_any_rate_and_length(module, data, tmp_path):
 
 
 def test_what_is_not_swapped_is_rendered_as_before(module, data):
-    given = inputs._sample(2, data, 10)
+    given = inputs._sample(2, data, 10, 10)
     latents = module.model.encode(module.standardise(given.windows), module.standardise(given.queries)[None])
     rendered = generation._render(module, given, latents.timbre, latents.pitch)
     sources, mixture = module.model.render(latents.timbre, latents.pitch, 10)

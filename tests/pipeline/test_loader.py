@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from shard_factory import numbered, write_dataset
 
 from data_prep import shards as prepared
+from pipeline import loader as loading
 from pipeline.errors import RunFailed, UserError
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import Manifest, ShardInfo
@@ -64,6 +65,20 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize(("world", "workers"), [*itertools.product((1, 2, 4, 8), (0, 1, 4))])
 def test_the_same_sequence_for_every_world_size_and_number_of_workers(manifest, world, workers):
     assert_equal(batches(manifest, 8, world, workers=workers), batches(manifest, 8))
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_two_threads_hand_out_what_one_does(manifest, monkeypatch, world):
+    """Large samples are read by two."""
+    expected = batches(manifest, 40, partner=True)
+    monkeypatch.setattr(loading, "LARGE", 0)
+    monkeypatch.setattr(loading, "_read", _slow_where_odd)
+    assert_equal(batches(manifest, 40, world, partner=True), expected)
+
+
+def _slow_where_odd(reader, memory, number, read=loading._read):
+    time.sleep(0.003 * (number % 2))  # so that they overtake each other
+    return read(reader, memory, number)
 
 
 @pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 1), (1, 1)])
