@@ -63,7 +63,7 @@ def main() -> int:
 
 def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:
     run = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-    name = f"{run.parent.name}/{run.name}"
+    run_name = f"{run.parent.name}/{run.name}"
     print(f"\nDone in {seconds / 60:.1f} minutes.\n")
     print(f"  corpus        {RAW}")
     print("  shards        data/cocochorales_simple_demo")
@@ -78,9 +78,9 @@ def summary(folder: Path, out: Path, figures: dict, seconds: float) -> None:
     print(f"""
 Next:
   python jobs/launch.py dismix_demo --cluster local       says that the run is complete
-  python jobs/launch.py --resume {name} --cluster local --gpus 2 \\
+  python jobs/launch.py --resume {run_name} --cluster local --gpus 2 \\
       --set model.kl=3 --set trainer.max_steps=4500       goes on with another loss weight, and records it
-  python jobs/generate.py {name} --sample 3 --swap-pitch 0 1
+  python jobs/generate.py {run_name} --sample 3 --swap-pitch 0 1
   python monitoring/dashboard.py                          curves, pictures and audio in MLflow (after `make setup`)
   python jobs/launch.py dismix --nodes 1 --gpus 4 --dry-run
                                                           the script that a SLURM cluster would get
