@@ -78,7 +78,7 @@ class Trainer:
             stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
-        self._sound = loader.state_after(0)["position"]
+        self._sound = start  # the last step that was looked at and found sound
         batches = iter(loader)
         if self.reporter:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
@@ -98,7 +98,7 @@ class Trainer:
                 try:
                     logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
-                    self._roll_back(step, str(error), loader.state_after(step - start)["position"])
+                    self._roll_back(step, str(error), loader, start)
                 self.state.update_average(step)
                 self.at.step = step
                 self.watchdog.stepped(step)
@@ -241,15 +241,14 @@ class Trainer:
             self._tell_faults(step, loader.faults())
             if self.reporter:
                 self.reporter.log(step, values | {f"train/{name}": rate for name, rate in rates.items()})
-        position = loader.state_after(step - start)["position"]
         if wrong := health.trouble(values, self.at.losses, section.rollback):
-            self._roll_back(step, wrong, position)
-        self._sound = position
+            self._roll_back(step, wrong, loader, start)
+        self._sound = step
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
 
-    def _roll_back(self, step: int, what: str, position: int) -> NoReturn:
-        """End this attempt at a step that went wrong; the positions from the last sound step to ``position`` are given up."""
+    def _roll_back(self, step: int, what: str, loader: Loader, start: int) -> NoReturn:
+        """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up."""
         before = len(self._given_up())
         if before >= self.config.trainer.rollback.times:
             after = f" again, after {before} rollback(s)" if before else ""
@@ -258,7 +257,8 @@ class Trainer:
                 self.reporter.failed(step, message)
             raise RunFailed(f"{self.run.name}: {message}.")
         if self.reporter:
-            self.reporter.rolled_back(step, what, (self._sound, position))
+            begin, end = (loader.state_after(s - start)["position"] for s in (self._sound, step))
+            self.reporter.rolled_back(step, what, (begin, end))
         raise health.RolledBack(what)
 
     def _given_up(self) -> list[health.Window]:
