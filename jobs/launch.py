@@ -7,6 +7,8 @@ never imports torch: on a login node every answer and every error comes in well 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from jobs.clusters import choose_cluster, load_cluster
 from jobs.configs import data_root, find_data, load_named
@@ -23,8 +25,13 @@ def parser() -> argparse.ArgumentParser:
         description="Start, resume or extend a training run.",
         epilog="The run folder's path is the last line on stdout. Exit 0: done; 1: it ran and failed; 2: your mistake.",
     )
-    what = whole.add_argument_group("what")
-    add = what.add_argument
+    _add_what(whole.add_argument_group("what").add_argument)
+    _add_where(whole.add_argument_group("where").add_argument)
+    _add_how(whole.add_argument_group("how").add_argument)
+    return whole
+
+
+def _add_what(add: Callable[..., Any]) -> None:
     add("name", nargs="?", metavar="NAME", help="a file in configs/, without .yaml (a wrong name lists them)")
     add("--resume", metavar="RUN", help="go on with a run (folder, name or config), possibly with changed --set values")
     add(
@@ -54,8 +61,9 @@ def parser() -> argparse.ArgumentParser:
         help="one run for each value (repeated: for each combination), on SLURM as one array",
     )  # fmt: skip
     add("--new", action="store_true", help="make a sibling of a run that exists already")
-    where = whole.add_argument_group("where")
-    add = where.add_argument
+
+
+def _add_where(add: Callable[..., Any]) -> None:
     add("--cluster", metavar="NAME", help="a file in configs/clusters/; left out: SLURM where sbatch is, else local")
     add("--nodes", type=int, default=1, metavar="N", help="default: 1")
     add(
@@ -65,8 +73,9 @@ def parser() -> argparse.ArgumentParser:
     add("--time", metavar="H:MM:SS", help="time limit on SLURM; default: the profile's")
     add("--data", metavar="DIR", help="data root; default: SLURMPHONY_DATA, the profile's, or data/")
     add("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS, the profile's, or runs/")
-    how = whole.add_argument_group("how")
-    add = how.add_argument
+
+
+def _add_how(add: Callable[..., Any]) -> None:
     add("--dry-run", action="store_true", help="print what would be queued and make nothing")
     add(
         "--describe",
@@ -75,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
     add("--no-preflight", action="store_true", help="do not read from the data, measure the model, or ask sbatch first")
-    return whole
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
