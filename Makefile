@@ -34,6 +34,7 @@ bench: setup
 	@$(VENV)/python benchmarks/prepare.py
 	@$(VENV)/python benchmarks/prepare.py --dataset slakh --recipe slakh_stems --tracks 12 --times 8 --inputs-per-shard 1
 	@$(VENV)/python benchmarks/trainer.py
+	@$(VENV)/python benchmarks/checkpoint.py
 	@$(VENV)/python benchmarks/console.py
 	@$(VENV)/python -m benchmarks.launch
 	@$(VENV)/python -m benchmarks.mirror

@@ -73,12 +73,12 @@ class StoredParts(Mapping[str, Any]):
         self._open = [safe_open(file, framework="pt") for file in sorted(path.glob("*.safetensors"))]
         self._files = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  it is no mapping
         named: dict[str, Any] = {}
-        _put_tensors(skeletons, lambda name: named.setdefault(name))
+        put_tensors(skeletons, lambda name: named.setdefault(name))
         if missing := sorted(named.keys() - self._files.keys()):
             raise BadCheckpoint(f"{path}: no file holds {', '.join(missing[:3])}")
 
     def __getitem__(self, part: str) -> Any:
-        return _put_tensors(self._skeletons[part], self.tensor)
+        return put_tensors(self._skeletons[part], self.tensor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._skeletons)
@@ -307,15 +307,16 @@ def tensor_of(leaf: Leaf) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _put_tensors(tree: Any, read: Callable[[str], Any]) -> Any:
+def put_tensors(tree: Any, read: Callable[[str], Any]) -> Any:
+    """The tree that ``take_leaves`` made a skeleton of; ``read`` gives the tensor of a path."""
     if isinstance(tree, dict):
         if TENSOR in tree:
             return read(tree[TENSOR])
         if "__mapping__" in tree:
-            return {key: _put_tensors(value, read) for key, value in tree["__mapping__"]}
-        return {key: _put_tensors(value, read) for key, value in tree.items()}
+            return {key: put_tensors(value, read) for key, value in tree["__mapping__"]}
+        return {key: put_tensors(value, read) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_put_tensors(value, read) for value in tree]
+        return [put_tensors(value, read) for value in tree]
     return tree
 
 

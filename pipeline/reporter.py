@@ -132,11 +132,10 @@ class Reporter:
     def say(self, text: str) -> None:
         self._progress.say(text)
 
-    def saved(self, step: int, seconds: float) -> None:
-        self._journal.log(step, {"time/save_s": seconds})
+    def saved(self, step: int, waited: float, seconds: float) -> None:
+        """A checkpoint that took ``seconds`` is done with at ``step``; the loop waited for it so long."""
+        self._journal.log(step, {"time/save_s": waited, "time/save_write_s": seconds})
         self._deadline.saved(seconds)
-        self._last_step = time.perf_counter()
-        self._restart_clock()
 
     def end(self, step: int, stop: Stop, *, complete: bool) -> None:
         """Close everything and write how the attempt ended into the history; a superseded one only says that it is."""
@@ -166,6 +165,11 @@ class Reporter:
         self._last_beat(step, "rolled_back")
         self._decide("rolled_back", "the same data would do the same harm", step=step, message=why, skip=list(window))
         self._journal.close()
+
+    def waited_for_save(self) -> None:
+        """What the loop waited belongs neither to the step rate nor to the slowest step."""
+        self._last_step = time.perf_counter()
+        self._restart_clock()
 
     def _restart_clock(self) -> None:
         """Validation and saving are not part of the step rate."""

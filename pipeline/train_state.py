@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint as checkpoints
 from pipeline.checkpoint import Checkpoint, StoredCheckpoint
 from pipeline.collectives import world_size
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
-from pipeline.engine import FabricEngine, ManyOptimizersEngine
+from pipeline.engine import FabricEngine, ManyOptimizersEngine, parameters_of
 from pipeline.fabric import Fabric
+from pipeline.saving import Saver
 from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -49,8 +48,8 @@ class TrainState(Protocol):
     def whole(self) -> AbstractContextManager[TrainModule | None]:
         """Within the block rank 0 has a module with all weights, as in ``evaluation``; the others get None."""
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
-        """Write a checkpoint; ``facts`` go into its ``state.json``. Raises OSError on the ranks that write."""
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        """Let the saver write a checkpoint where this rank writes any; ``facts`` go into its ``state.json``."""
 
 
 class LearningRates:
@@ -87,10 +86,12 @@ class Still:
 class Replicated:
     """A ``TrainState`` of which every rank holds all; rank 0 writes it."""
 
-    def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, rank: int) -> None:
-        self._fabric, self._module, self._config, self._rank = fabric, module, config, rank
+    def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, rank: int, saver: Saver) -> None:
+        self._fabric, self._module, self._config, self._rank, self._saver = fabric, module, config, rank, saver
         module.to(fabric.device)
         self._optimizers = module.configure_optimizers()
+        for optimizer in self._optimizers.values():
+            optimizer.register_step_pre_hook(saver.hold_still)
         self._rates = LearningRates(self._optimizers, config)
         self._ema = Ema(dict(module.averaged_parameters()), config.trainer.ema) if config.trainer.ema else None
 
@@ -133,6 +134,7 @@ class Replicated:
 
     def update_average(self, step: int) -> None:
         if self._ema:
+            self._saver.hold_still()  # an optimizer may have left this step out
             self._ema.update(step)
 
     @contextmanager
@@ -158,20 +160,29 @@ class Replicated:
             with self.evaluation():
                 yield self._module
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        """What only an optimizer moves is copied beside the next step; the rest, which a forward may change (buffers), at once."""
         if self._rank:
             return
-        parts = {"model": self._module.state_dict()}
+        model = self._module.state_dict()
+        moved = self._names_of_what_optimizers_move()
+        parts: dict[str, Any] = {"model": {name: t if name in moved else t.clone() for name, t in model.items()}}
         parts |= {f"optimizer.{name}": optimizer.state_dict() for name, optimizer in self._optimizers.items()}
         if self._ema:
             parts["ema"] = self._ema.state_dict()
-        checkpoints.save(folder, Checkpoint(step, parts, facts))
+        self._saver.beside(Checkpoint(step, parts, facts))
+
+    def _names_of_what_optimizers_move(self) -> set[str]:
+        moved = {id(p) for optimizer in self._optimizers.values() for p in parameters_of(optimizer)}
+        return {name for name, p in self._module.named_parameters(remove_duplicate=False) if id(p) in moved}
 
 
-def make_train_state(fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement) -> TrainState:
+def make_train_state(
+    fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver
+) -> TrainState:
     """As ``trainer.strategy`` says; one process has nothing to share out and trains plainly."""
     if config.trainer.strategy == "deepspeed" and ranks.world.size > 1:
         from pipeline.zero import Sharded  # DeepSpeed takes seconds to import
 
-        return Sharded(fabric, module, config, ranks)
-    return Replicated(fabric, module, config, ranks.world.rank)
+        return Sharded(fabric, module, config, ranks, saver)
+    return Replicated(fabric, module, config, ranks.world.rank, saver)

@@ -30,6 +30,7 @@ from pipeline.manifest import Manifest
 from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
+from pipeline.saving import Saver
 from pipeline.train_module import Batch, TrainModule
 from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog
@@ -61,7 +62,8 @@ class Trainer:
         self.module = module
         self.at = Progress()
         self.agreement = Agreement(world)
-        self.state = make_train_state(fabric, module, config, self.agreement)
+        self.saver = Saver(run.checkpoints, config.trainer.keep if attempt.number is not None else None)
+        self.state = make_train_state(fabric, module, config, self.agreement, self.saver)
         self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
         self.reporter = Reporter(run, attempt, world) if attempt.number is not None else None
 
@@ -84,7 +86,8 @@ class Trainer:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
         self.module.train()
-        with loader, self.watchdog.watching(start), self.reporter.beating() if self.reporter else nullcontext():
+        beating = self.reporter.beating() if self.reporter else nullcontext()
+        with self.saver, loader, self.watchdog.watching(start), beating:
             while self.at.step < section.max_steps and agreed is Stop.NO:
                 step = self.at.step + 1
                 self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
@@ -102,6 +105,7 @@ class Trainer:
                 self.state.update_average(step)
                 self.at.step = step
                 self.watchdog.stepped(step)
+                self._tell_saved(wait=False)
                 if self.reporter:
                     self.reporter.step_done(step, waited)
                 agreed = Stop(self.agreement.result())
@@ -115,7 +119,7 @@ class Trainer:
                     self._sample(step)
                 if saving:
                     self.at.data = loader.state_after(step - start)
-                    self._save()
+                    self._save(last=last or agreed is not Stop.NO)
         complete = self.at.step >= section.max_steps
         if self.reporter and complete and agreed is not Stop.SUPERSEDED:
             self._check_saved()
@@ -151,27 +155,30 @@ class Trainer:
                 f"rank {self.world.rank} cannot read what rank 0 can: {error}; look at its node's file system"
             ) from error
 
-    def _save(self) -> None:
-        """Whoever holds something writes it, where rank 0 holds the lease. A failed write leaves the older ones."""
+    def _save(self, *, last: bool) -> None:
+        """Whoever holds something hands it to the saver, where rank 0 holds the lease. With ``last`` nothing follows."""
         superseded = self.reporter is not None and not self.reporter.may_write()
         if self.agreement.maximum(int(superseded)):
             return
-        began = time.perf_counter()
-        failure: OSError | None = None
         with self._while_rank_0_works():
-            try:
-                self.state.save(self.run.checkpoints, self.at.step, asdict(self.at))
-                if self.reporter:
-                    self._warn(checkpoints.prune(self.run.checkpoints, self.config.trainer.keep))
-            except OSError as error:
-                failure = error
-        if self.reporter and failure:
-            self._warn(checkpoints.sweep(self.run.checkpoints))
-            message = f"checkpoint at step {self.at.step} could not be written ({failure.strerror}); the older ones are intact"
-            self.reporter.event("save_failed", step=self.at.step, message=message)
-            self.reporter.say(f"warning: {message}")
+            self._tell_saved(wait=True)
+            self.state.save(self.at.step, asdict(self.at))
+            self._tell_saved(wait=last)
         if self.reporter:
-            self.reporter.saved(self.at.step, time.perf_counter() - began)
+            self.reporter.waited_for_save()
+
+    def _tell_saved(self, *, wait: bool) -> None:
+        """Write down what came of the last save, as soon as it is known. A failed one leaves the older ones."""
+        saved = self.saver.outcome(wait=wait)
+        if saved is None or self.reporter is None:
+            return
+        self._warn(saved.warnings)
+        if saved.failure:
+            why = saved.failure.strerror or saved.failure
+            message = f"checkpoint at step {saved.step} could not be written ({why}); the older ones are intact"
+            self.reporter.event("save_failed", step=saved.step, message=message)
+            self.reporter.say(f"warning: {message}")
+        self.reporter.saved(self.at.step, saved.waited, saved.seconds)
 
     @staticmethod
     def _warn(sentences: Iterable[str]) -> None:

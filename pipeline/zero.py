@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +31,7 @@ from pipeline.ema import warmed_up
 from pipeline.engine import Accumulation
 from pipeline.errors import UserError
 from pipeline.fabric import Fabric
+from pipeline.saving import Saver
 from pipeline.shared_checkpoint import save_together
 from pipeline.train_module import Batch, Engine, TrainModule
 from pipeline.train_state import LearningRates, Optimizers
@@ -43,8 +43,8 @@ BUCKET = 50_000_000  # elements that travel together, at most; DeepSpeed's defau
 class Sharded:
     """A ``train_state.TrainState`` of which every rank holds a share; all of them write it."""
 
-    def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement) -> None:
-        self._fabric, self._module, self._config, self._ranks = fabric, module, config, ranks
+    def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver) -> None:
+        self._fabric, self._module, self._config, self._ranks, self._saver = fabric, module, config, ranks, saver
         module.to(fabric.device)
         optimizers = module.configure_optimizers()
         if len(optimizers) != 1:
@@ -142,7 +142,7 @@ class Sharded:
                     targets[name].copy_(tensor)
             yield twin
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
+    def save(self, step: int, facts: dict[str, Any]) -> None:
         moments, counters = self._partition.moments, self._partition.counters
         states = {
             number: {key: partial(self._whole, parameter, key) for key in moments} | counters
@@ -155,7 +155,8 @@ class Sharded:
         parts[f"optimizer.{self._name}"] = {"state": states, "param_groups": groups}
         if self._config.trainer.ema:
             parts["ema"] = self._averaged_names()
-        save_together(folder, Checkpoint(step, parts, facts), self._ranks)
+        whole = Checkpoint(step, parts, facts)
+        self._saver.here(step, lambda: save_together(self._saver.folder, whole, self._ranks))
 
     # -- whole tensors: collectives ---------------------------------------------------------------------------------
 

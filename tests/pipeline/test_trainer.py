@@ -19,10 +19,12 @@ from pipeline.deadline import Deadline
 from pipeline.distributed import make_fabric
 from pipeline.ema import Ema, warmed_up
 from pipeline.errors import RunFailed
+from pipeline.files import read_lines
 from pipeline.health import RolledBack
 from pipeline.journal import read_journals
 from pipeline.rng import KeyedRandom, seed_step
 from pipeline.runs import RunFolder
+from pipeline.saving import HostMemory
 from pipeline.train_module import TrainModule, schedule_factor
 from pipeline.trainer import Trainer
 from pipeline.world import World
@@ -112,6 +114,31 @@ def test_a_run_in_pieces_is_the_run_in_one(lab):
         trainer.fit()
     assert losses(pieces) == losses(whole) and len(losses(whole)) == 20
     assert final(pieces) == final(whole)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(lab, monkeypatch):
+    run, trainer = lab(max_steps=9)
+    save, seen = checkpoint.save, []
+
+    def slow(folder, made):  # the disk is done when three more steps are trained
+        while made.step == 5 and trainer.at.step < 8:
+            time.sleep(0.001)
+        seen.append((made.step, trainer.at.step))
+        return save(folder, made)
+
+    fill = HostMemory.fill
+    monkeypatch.setattr(
+        checkpoint, "save", slow
+    )  # and the copy begins late, when the next step would long have moved the weights
+    monkeypatch.setattr(HostMemory, "fill", lambda *args: (time.sleep(0.2), fill(*args))[1])
+    assert trainer.fit() is Stop.NO
+    assert seen == [(5, 8), (9, 9)]
+    undisturbed, trainer = lab("undisturbed", max_steps=9)
+    monkeypatch.undo()
+    trainer.fit()
+    assert final(run, 5) == final(undisturbed, 5) and final(run, 9) == final(undisturbed, 9)
+    told = [row["metrics"] for row in read_lines(run.journal_file(1))[0] if "time/save_s" in row.get("metrics", {})]
+    assert len(told) == 2 and all(row["time/save_write_s"] > 0.2 for row in told)
 
 
 def test_averages_may_begin_on_the_way(lab):
