@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,9 @@ class Description:
 def describe(config: RunConfig, folder: Path | None) -> Description:
     """Build ``config``'s module for the data in ``folder`` (None: for data as the recipe gives it) and watch one step."""
     torch.manual_seed(rng.key(config.seed, "initial weights"))
-    module = _build(config, folder)
+    module = build(config, folder)
     module.train()
-    batch, size = _batch(module)
+    batch, size = example(module, BATCHES)
     seen = _Watch(module)
     from torch.utils.flop_counter import FlopCounterMode  # late: it imports much
 
@@ -81,7 +82,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
 def preflight_sizes(config: RunConfig, folder: Path | None) -> dict[str, int]:
     """Bytes, as ``Description.sizes``; a large model is only counted: a login node is no place for a step of it."""
     with torch.device("meta"):
-        sizes = fixed_sizes(_build(config, folder), config)
+        sizes = fixed_sizes(build(config, folder), config)
     return sizes if sizes["weights"] > LARGE else describe(config, folder).sizes
 
 
@@ -98,15 +99,16 @@ def fixed_sizes(module: TrainModule, config: RunConfig) -> dict[str, int]:
     }
 
 
-def _build(config: RunConfig, folder: Path | None) -> TrainModule:
+def build(config: RunConfig, folder: Path | None) -> TrainModule:
+    """The module of ``config`` for the data in ``folder``; None: for data as the recipe gives it."""
     kind = registry.part(config.model, "train_module").TrainModule
     return kind(config, read_manifest(folder).info if folder else kind.typical_data(config))
 
 
-def _batch(module: TrainModule) -> tuple[Batch, int]:
-    """The smallest example batch that the module takes."""
+def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
+    """An example batch of the first of ``sizes`` that the module takes, and that size; UserError where it takes none."""
     problem: UserError | None = None
-    for size in BATCHES:
+    for size in sizes:
         try:
             batch = module.example_batch(size)
             with torch.no_grad():
@@ -114,7 +116,7 @@ def _batch(module: TrainModule) -> tuple[Batch, int]:
             return batch, size
         except UserError as error:
             problem = error
-    raise UserError(f"no batch of {BATCHES} samples can be described: {problem}")
+    raise UserError(f"no batch of {', '.join(map(str, sizes))} samples can be made: {problem}")
 
 
 class _Watch:

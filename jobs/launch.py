@@ -82,6 +82,11 @@ def _add_how(add: Callable[..., Any]) -> None:
         action="store_true",
         help="print shapes, parameters, memory and FLOPs, and make nothing (needs `make setup`)",
     )
+    add(
+        "--find-batch",
+        action="store_true",
+        help="try on this machine how many samples fit at once and which number is fastest, and make nothing (needs `make setup`)",
+    )
     add("--wait", action="store_true", help="stay until the run ends, also when it runs elsewhere")
     add("--no-preflight", action="store_true", help="do not read from the data, measure the model, or ask sbatch first")
 
@@ -95,8 +100,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         )
     if args.grid and (args.name is None or args.then or args.new or args.wait):
         raise UserError("--grid goes with a config's name, and not with --then, --new or --wait.")
-    if args.describe and args.name is None:
-        raise UserError("--describe goes with a config's name: python jobs/launch.py dismix_demo --describe.")
+    for flag in ("describe", "find_batch"):
+        if getattr(args, flag) and args.name is None:
+            word = "--" + flag.replace("_", "-")
+            raise UserError(f"{word} goes with a config's name: python jobs/launch.py dismix_demo {word}.")
     if args.checkpoint is not None and args.resume is None:
         raise UserError("--checkpoint goes with --resume RUN: it says to which step that run goes back.")
     for flag in ("nodes", "gpus"):
@@ -109,8 +116,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
-    if args.describe:
-        return describe(args)
+    if args.describe or args.find_batch:
+        return look(args)
     cluster_name, why = choose_cluster(args.cluster, dry_run=args.dry_run)
     where = Where(cluster_name, load_cluster(cluster_name), args.nodes, args.gpus, args.data, args.runs)
     say(f"cluster: {cluster_name} ({why})")
@@ -132,13 +139,19 @@ def main(words: list[str] | None = None) -> int:
     return link.code
 
 
-def describe(args: argparse.Namespace) -> int:
-    """What the config builds, for the data where it is prepared, else for what its recipe gives. The only path that imports torch."""
-    from jobs.describe import show
-
+def look(args: argparse.Namespace) -> int:
+    """What the config builds, or holds at once, for the data where it is prepared, else for what its recipe gives."""
     config = load_named(args.name, args.overrides)
     folder = data_root(args.data) / config.data.folder_name
-    show(config, folder if (folder / "manifest.json").is_file() else None)
+    prepared = folder if (folder / "manifest.json").is_file() else None
+    if args.find_batch:
+        from jobs import find_batch
+
+        find_batch.show(config, prepared, (args.nodes or 1) * (args.gpus or 1))
+    else:
+        from jobs import describe  # the only path here that imports torch
+
+        describe.show(config, prepared)
     return 0
 
 
