@@ -120,9 +120,8 @@ def show(config: RunConfig, folder: Path | None, processes: int) -> None:
     console.print(table)
     fastest, largest = max(done, key=lambda t: t.rate), done[-1]
     share = -(-config.data.batch_size // processes)
-    console.print(
-        f"{largest.device}: the largest that fits of a process's share ({share}) is {largest.size}; fastest is {fastest.size}."
-    )
+    console.print(f"{largest.device}: the largest tried that fits is {largest.size}, the fastest {fastest.size}.")
+    console.print(f"A process's share of the batch is {share}.")
     if fastest.size < share:
         console.print(f"--set trainer.micro_batch={fastest.size}")
     else:
