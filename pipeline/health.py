@@ -45,6 +45,12 @@ def trouble(values: Mapping[str, float], losses: Sequence[float], section: Rollb
     return None
 
 
+def guilty(losses: Sequence[float]) -> int | None:
+    """The first rank whose own loss is not finite, of several ranks' ``losses``; None where that tells none apart."""
+    bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    return bad[0] if 0 < len(bad) < len(losses) else None
+
+
 def given_up(run: RunFolder) -> list[Window]:
     """The windows that this run's rollbacks have given up, in the order in which they happened."""
     return [(event["skip"][0], event["skip"][1]) for event in run.history() if event["event"] == "rolled_back"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
 from pipeline import health
+from pipeline.arithmetic import FirstStep
 from pipeline.attempt import Attempt
 from pipeline.config import RunConfig
 from pipeline.control import Stop
@@ -25,8 +26,11 @@ from pipeline.distributed import Agreement
 from pipeline.engine import to_device
 from pipeline.errors import RunFailed, Unlucky
 from pipeline.fabric import Fabric
+from pipeline.heartbeat import Heartbeat
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import Manifest
+from pipeline.profiler import StepProfiler
+from pipeline.pulse import Pulse
 from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
@@ -63,7 +67,10 @@ class Trainer:
         self.agreement = Agreement(world)
         self.state = make_train_state(fabric, module, config, self.agreement)
         self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
-        self.reporter = Reporter(run, attempt, world) if attempt.number is not None else None
+        self.pulse = Pulse(run, world, fabric.device)
+        self.reporter = Reporter(run, attempt, world, self.pulse) if attempt.number is not None else None
+        self.heartbeat = self.reporter.heartbeat if self.reporter else Heartbeat(self.pulse.write)
+        self.first_step = FirstStep(fabric.device, config.trainer.precision)
 
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
@@ -83,31 +90,39 @@ class Trainer:
         if self.reporter:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
+        profiler = StepProfiler(self.run, section.profile, self.world, start, self.fabric.device)
         self.module.train()
-        with loader, self.watchdog.watching(start), self.reporter.beating() if self.reporter else nullcontext():
+        with loader, self.watchdog.watching(start), self.heartbeat.beating(), profiler.ready():
             while self.at.step < section.max_steps and agreed is Stop.NO:
-                step = self.at.step + 1
-                self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
+                step, first = self.at.step + 1, self.at.step == start
+                profiler.begin(step)
+                self.agreement.begin(
+                    2 * self.attempt.stop.value + self._wants_look()
+                )  # travels while the step computes
                 waiting = time.perf_counter()
-                batch = to_device(next(batches), self.fabric.device)
+                with profiler.part("data"):
+                    batch = to_device(next(batches), self.fabric.device)
                 waited = time.perf_counter() - waiting
-                if step == start + 1:
+                if first:
                     self.state.settle(engine, batch, step)
+                engine.pace.begin(waited)
                 seed_step(self.config.seed, step, self.world.rank)
                 rates = self.state.set_learning_rate(step)
                 try:
-                    logged = self.module.optimize(engine, batch, optimizers, step)
+                    with profiler.part("optimize"), self.first_step.counting() if first else nullcontext():
+                        logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
                     self._roll_back(step, str(error), loader, start)
                 self.state.update_average(step)
                 self.at.step = step
                 self.watchdog.stepped(step)
+                self.pulse.stepped(step, None if first else engine.pace.own())
                 if self.reporter:
-                    self.reporter.step_done(step, waited)
-                agreed = Stop(self.agreement.result())
-                last = step == section.max_steps
+                    self.reporter.step_done(step, waited, self.first_step.found)
+                asked, looking = divmod(self.agreement.result(), 2)
+                agreed, last = Stop(asked), step == section.max_steps
                 saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
-                if saving or step % section.log_every == 0:
+                if saving or looking or step % section.log_every == 0:
                     self._look(step, logged, rates, loader, start)
                 if step % section.validate_every == 0 or last:
                     self._validate(step)
@@ -230,10 +245,8 @@ class Trainer:
     def _look(self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int) -> None:
         """Means over ranks, journalled where they are due. Every rank sees the same values, so where they are bad all go back."""
         names = sorted(logged)
-        means = (
-            self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu())
-            / self.world.size
-        )
+        mine = torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu()
+        means = self.agreement.total(mine.clone()) / self.world.size
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
         section = self.config.trainer
         due = step % section.log_every == 0
@@ -241,24 +254,34 @@ class Trainer:
             self._tell_faults(step, loader.faults())
             if self.reporter:
                 self.reporter.log(step, values | {f"train/{name}": rate for name, rate in rates.items()})
+        if self.reporter:
+            self.reporter.looked()
         if wrong := health.trouble(values, self.at.losses, section.rollback):
-            self._roll_back(step, wrong, loader, start)
+            guilty = health.guilty(self.agreement.gather(mine)[:, names.index("loss")].tolist())
+            self._roll_back(step, wrong, loader, start, guilty)
         self._sound = step
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
 
-    def _roll_back(self, step: int, what: str, loader: Loader, start: int) -> NoReturn:
-        """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up."""
+    def _wants_look(self) -> bool:
+        return self.reporter is not None and self.reporter.wants_look
+
+    def _roll_back(self, step: int, what: str, loader: Loader, start: int, rank: int | None = None) -> NoReturn:
+        """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up.
+
+        ``rank``: the one on which it went wrong, where that can be told.
+        """
+        what += "" if rank is None else f" on rank {rank}"
         before = len(self._given_up())
         if before >= self.config.trainer.rollback.times:
             after = f" again, after {before} rollback(s)" if before else ""
             message = f"{what} at step {step}{after}; lower optimizer.lr or set trainer.grad_clip, then resume"
             if self.reporter:
-                self.reporter.failed(step, message)
+                self.reporter.failed(step, message, rank)
             raise RunFailed(f"{self.run.name}: {message}.")
         if self.reporter:
             begin, end = (loader.state_after(s - start)["position"] for s in (self._sound, step))
-            self.reporter.rolled_back(step, what, (begin, end))
+            self.reporter.rolled_back(step, what, (begin, end), rank)
         raise health.RolledBack(what)
 
     def _given_up(self) -> list[health.Window]:
