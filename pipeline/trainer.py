@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -109,7 +109,7 @@ class Trainer:
                 seed_step(self.config.seed, step, self.world.rank)
                 rates = self.state.set_learning_rate(step)
                 try:
-                    with profiler.part("optimize"), self.first_step.counting() if first else nullcontext():
+                    with profiler.part("optimize"), self._counting(first):
                         logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
                     self._roll_back(step, str(error), loader, start)
@@ -262,6 +262,10 @@ class Trainer:
         self._sound = step
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
+
+    def _counting(self, first: bool) -> AbstractContextManager[None]:
+        """Rank 0 counts what the attempt's first step computes; the others compute as much."""
+        return self.first_step.counting() if first and self.reporter else nullcontext()
 
     def _wants_look(self) -> bool:
         return self.reporter is not None and self.reporter.wants_look
