@@ -46,16 +46,15 @@ class Lookout:
         self._next_disk = 0.0
         self.gpus: dict[str, Any] | None = None
 
-    def look(self, step_seconds: float, trained_since: float | None) -> dict[str, Any]:
+    def look(self, trained_since: float | None) -> dict[str, Any]:
         """What the heartbeat says of it; new concerns are noted in the history.
 
         Args:
-            step_seconds: how long a step takes.
             trained_since: when this attempt's first step was done (Unix time); None: it is not.
         """
         pulses = self._pulses.read()
         self.gpus = gpus_of(pulses)
-        slow = straggler(pulses, step_seconds)
+        slow = straggler(pulses)
         concerns = [*self._of_rank(slow), *_idle(pulses), *self._of_disk(), *self._of_time(trained_since)]
         for concern in concerns:
             if (concern.what, concern.rank) not in self._told:

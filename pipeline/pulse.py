@@ -1,6 +1,6 @@
 """What each rank tells of itself while it trains, and what rank 0 makes of it: who holds the others up, and how the GPUs do.
 
-    ranks/rank_00003.json   {"time", "rank", "node", "step", "own_s", "gpu": {...}}
+    ranks/rank_00003.json   {"time", "rank", "node", "step", "step_s", "own_s", "gpu": {...}}
 
 Every rank's heartbeat thread replaces its own small file; rank 0's reads them all and sums them up in ``heartbeat.json``. Nothing
 is asked of a rank in a step, and nothing travels between ranks.
@@ -55,6 +55,8 @@ class Pulse:
         self._run, self._world = run, world
         self.node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         self._own: deque[float] = deque(maxlen=WINDOW)
+        self._whole: deque[float] = deque(maxlen=WINDOW)
+        self._last: float | None = None
         self._step = 0
         self._device = device
         self._gpu: Gpu | None = None
@@ -63,17 +65,19 @@ class Pulse:
 
     def stepped(self, step: int, own: float | None) -> None:
         """A step is done, for which this rank alone needed ``own`` seconds; the first of an attempt is left out by the caller."""
-        self._step = step
+        now = time.perf_counter()
+        if self._last is not None:
+            self._whole.append(now - self._last)
+        self._step, self._last = step, now
         if own is not None:
             self._own.append(own)
 
     def facts(self) -> dict[str, Any]:
         if not self._asked:
             self._gpu, self._asked = own_gpu(self._device), True
-        own = statistics.median(list(self._own)) if len(self._own) >= ENOUGH else None
         gpu = asdict(self._gpu.look()) if self._gpu else None
         place = {"time": round(time.time(), 3), "rank": self._world.rank, "node": self.node}
-        return {**place, "step": self._step, "own_s": own, "gpu": gpu}
+        return {**place, "step": self._step, "step_s": _middle(self._whole), "own_s": _middle(self._own), "gpu": gpu}
 
     def write(self) -> None:
         """Replace this rank's file, at most every ten seconds. Raises OSError."""
@@ -107,20 +111,22 @@ class Pulses:
         return self.latest
 
 
-def straggler(pulses: Sequence[dict[str, Any]], step_seconds: float) -> Straggler | None:
-    """The rank that holds the others up most, if any does.
+def _middle(seconds: deque[float]) -> float | None:
+    """The median of what the main thread is adding to meanwhile; None where there is too little."""
+    values = list(seconds)
+    return statistics.median(values) if len(values) >= ENOUGH else None
 
-    Args:
-        pulses: of all ranks that told something.
-        step_seconds: how long a step of the whole run takes.
-    """
+
+def straggler(pulses: Sequence[dict[str, Any]]) -> Straggler | None:
+    """The rank that holds the others up most, if any does."""
     told = {p["rank"]: (p["own_s"], p["node"]) for p in pulses if p.get("own_s") is not None}
     if len(told) < 2:
         return None
     slowest = max(told, key=lambda rank: told[rank][0])
     own, node = told.pop(slowest)
     others = statistics.median(seconds for seconds, _ in told.values())
-    if own < SLOW * others or own - others < MATTERS * step_seconds:
+    step = max(p["step_s"] or 0.0 for p in pulses)
+    if own < SLOW * others or own - others < MATTERS * step:
         return None
     return Straggler(slowest, node, own, others)
 

@@ -199,15 +199,14 @@ class Reporter:
         self.heartbeat.beat()
 
     def _facts_of_now(self) -> dict[str, Any]:
-        rate = self._progress.rate
-        seen = self._lookout.look(1 / rate if rate else 0.0, self._trained_since)
+        seen = self._lookout.look(self._trained_since)
         return {
             "attempt": self._attempt,
             "state": self._state,
             "step": self._step,
             "total": self._total,
             "loss": _finite(self._loss),
-            "rate": rate,
+            "rate": self._progress.rate,
             "world_size": self._world.size,
             "host": socket.gethostname(),
             "job_id": os.environ.get("SLURM_JOB_ID"),
