@@ -21,12 +21,14 @@ from jobs.last_words import last_words, note_ended
 from pipeline import heartbeat, lookout, pulse, reporter
 from pipeline.control import Stop
 from pipeline.distributed import make_fabric  # noqa: F401  imported before ranks are forked
+from pipeline.files import write_json
 from pipeline.runs import RunFolder
 from pipeline.world import World
 from tests.pipeline import stack
 
 NODE = "n7"
 HANG = 2.0  # trainer.hang_seconds
+PLANTED = "planted.json"  # in the run folder: when it went wrong
 Way = Callable[[World, RunFolder, Path], object]
 
 
@@ -61,6 +63,19 @@ def slow_rank(world: World, run: RunFolder, data: Path) -> object:
     """Rank 1 takes its time in every step; the watch is made quick, so that a short run is long enough for it."""
     pulse.PULSE_SECONDS, heartbeat.HEARTBEAT_SECONDS, lookout.PERSISTS = 0.1, 0.05, 0.2
     return in_steps(lambda at: True, 1, lambda: time.sleep(0.03), max_steps=60)(world, run, data)
+
+
+def nan_unlogged(world: World, run: RunFolder, data: Path) -> object:
+    """From step 20 on rank 1's loss is NaN; nothing is logged or saved, so only the look at the clock finds it."""
+
+    def nan() -> float:
+        if not (run.path / PLANTED).exists():
+            write_json(run.path / PLANTED, time.time())
+        time.sleep(0.02)
+        return float("nan")
+
+    seldom = {"log_every": 10**6, "save_every": 10**6, "validate_every": 10**6, "max_steps": 10**6}
+    return in_steps(lambda at: at >= 20, 1, nan, rollback={"times": 0}, **seldom)(world, run, data)
 
 
 def superseded(world: World, run: RunFolder, data: Path) -> object:
@@ -191,7 +206,7 @@ WAYS: dict[str, Way] = {
     "rank 1 is stopped": in_step(3, 1, end_as(signal.SIGSTOP)), "rank 1 is slow": slow_rank,
     "rank 1 leaves": in_step(3, 1, lambda: os._exit(0)), "rank 1 is nan": in_step(3, 1, lambda: float("nan"), rollback={"times": 0}),
     "leap": in_step(30, 0, lambda: 1e4, max_steps=40, rollback={"times": 0, "spike": 8.0}), "superseded": superseded,
-    "with_workers": with_workers, "other_shape": other_shape, "unequal_shares": unequal_shares,
+    "rank 1 is nan, unlogged": nan_unlogged, "with_workers": with_workers, "other_shape": other_shape, "unequal_shares": unequal_shares,
 }  # fmt: skip
 
 
@@ -214,7 +229,7 @@ def rank_dies(rank: int, size: int, way: str, path: str, data: str) -> None:
     sys.stderr.flush()
 
 
-def die(way: str, run: RunFolder, data: Path, size: int = 1) -> list[int]:
+def die(way: str, run: RunFolder, data: Path, size: int = 1, patience: float = 60) -> list[int]:
     """Exit codes of the ranks; the first that failed ends the others, as the launcher does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.monitoring.dying"])
@@ -224,7 +239,7 @@ def die(way: str, run: RunFolder, data: Path, size: int = 1) -> list[int]:
     ]
     for rank in ranks:
         rank.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience
     while not any(rank.exitcode for rank in ranks) and any(rank.is_alive() for rank in ranks):
         assert time.monotonic() < deadline, f"'{way}' did not end"
         time.sleep(0.02)

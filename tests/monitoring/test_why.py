@@ -116,7 +116,9 @@ def test_where_the_stacks_tell_no_ranks_apart_the_flight_recorders_do(run, data)
     verdict = judge(run)
     assert verdict.rank == 1 and "never entered collective" in verdict.also[0], verdict
     step = next(e for e in run.history() if e["event"] == "hung")["after_step"]
-    (run.logs / f"hung_rank1_step{step}_collectives.json").write_text('{"gloo": {"entries": [7, {"process_group": 1}]}}')
+    (run.logs / f"hung_rank1_step{step}_collectives.json").write_text(
+        '{"gloo": {"entries": [7, {"process_group": 1}]}}'
+    )
     assert judge(run).cause == "hang", "what a stranger wrote there is no reason to stumble"
 
 

@@ -35,7 +35,9 @@ def test_every_run_journals_its_arithmetic_and_says_what_peak_that_is_held_again
     run, trainer = lab(max_steps=6)
     trainer.fit()
     first = next(e for e in run.history() if e["event"] == "first_step")
-    assert first["flops"] == 2 * (2 * 4 * 15), "of the first step: a linear layer and its weight's gradient, four samples"
+    assert first["flops"] == 2 * (2 * 4 * 15), (
+        "of the first step: a linear layer and its weight's gradient, four samples"
+    )
     assert first["peak_flops"] > 1e8 and first["peak_from"] == "measured: 768x768 products in float32"
     for point in (p for p in read_journals(run.metrics) if "time/steps_per_s" in p.metrics):
         rate = point.metrics["time/steps_per_s"]
@@ -103,10 +105,14 @@ def test_a_training_that_ends_before_its_trace_leaves_what_there_is_and_one_that
 
 
 def test_asking_for_a_trace_makes_no_other_run_and_too_long_a_one_is_refused():
-    assert identity_of(config_of(profile={"steps": 5}), "d") == identity_of(config_of(), "d") and "profile" in BUDGET_KEYS
+    assert (
+        identity_of(config_of(profile={"steps": 5}), "d") == identity_of(config_of(), "d") and "profile" in BUDGET_KEYS
+    )
     tree = config_of().model_dump(mode="json")
     tree["trainer"]["profile"]["steps"] = 21
-    with pytest.raises(UserError, match=r"'trainer.profile.steps': input should be less than or equal to 20 \(got 21\)"):
+    with pytest.raises(
+        UserError, match=r"'trainer.profile.steps': input should be less than or equal to 20 \(got 21\)"
+    ):
         parse_config(tree, ModelSection, "toy")
 
 
