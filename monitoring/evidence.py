@@ -19,7 +19,7 @@ LINES = 200  # of the end of a log
 SAYS_SOMETHING = re.compile(
     r"error|exception|killed|fatal|out of memory|oom|cancelled|traceback|cannot|no space|not intact|bus error|xid", re.I
 )
-BEGAN_ON = re.compile(r" is (?:nan|-?inf) on rank (\d+) at step ")
+BEGAN_ON = re.compile(r" is (?:nan|-?inf) on rank (\d+)\b")
 PROGRESS = re.compile(r"step \d+/\d+ ")
 SLURMS = re.compile(
     r"^(?:slurmstepd-?(?P<node>\S*?)|srun): error: (?:(?P<srun_node>[^\s:]+): task(?:s)? (?P<rank>\d+))?"

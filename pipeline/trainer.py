@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,8 @@ from pipeline.train_module import Batch, TrainModule
 from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog
 from pipeline.world import World
+
+UNSEEN = 10_000  # losses that are kept from one look to the next, to say on which rank one went wrong first
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Trainer:
             stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
+        self._unseen: deque[Tensor] = deque(maxlen=UNSEEN)
         self._sound = start  # the last step that was looked at and found sound
         batches = iter(loader)
         if self.reporter:
@@ -115,6 +119,7 @@ class Trainer:
                     self._roll_back(step, str(error), loader, start)
                 self.state.update_average(step)
                 self.at.step = step
+                self._unseen.append(logged["loss"].detach())
                 self.watchdog.stepped(step)
                 self.pulse.stepped(step, None if first else engine.pace.own())
                 if self.reporter:
@@ -257,8 +262,8 @@ class Trainer:
         if self.reporter:
             self.reporter.looked()
         if wrong := health.trouble(values, self.at.losses, section.rollback):
-            guilty = health.guilty(self.agreement.gather(mine)[:, names.index("loss")].tolist())
-            self._roll_back(step, wrong, loader, start, guilty)
+            self._roll_back(step, wrong, loader, start, self._began(step))
+        self._unseen.clear()
         self._sound = step
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
@@ -270,12 +275,23 @@ class Trainer:
     def _wants_look(self) -> bool:
         return self.reporter is not None and self.reporter.wants_look
 
-    def _roll_back(self, step: int, what: str, loader: Loader, start: int, rank: int | None = None) -> NoReturn:
+    def _began(self, step: int) -> tuple[int, int] | None:
+        """(rank, step) at which losses ceased to be finite since the last look, where that tells a rank apart."""
+        mine = torch.stack([loss.detach().double().reshape(()) for loss in self._unseen]).cpu()
+        first = torch.tensor([health.first_bad(mine.tolist())], dtype=torch.float64)
+        found = health.guilty(self.agreement.gather(first).flatten().tolist())
+        return (found[0], step - len(self._unseen) + 1 + found[1]) if found else None
+
+    def _roll_back(
+        self, step: int, what: str, loader: Loader, start: int, began: tuple[int, int] | None = None
+    ) -> NoReturn:
         """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up.
 
-        ``rank``: the one on which it went wrong, where that can be told.
+        ``began``: rank and step of the first loss that was not finite, where that can be told.
         """
-        what += "" if rank is None else f" on rank {rank}"
+        rank = began[0] if began else None
+        if began:
+            what += f" on rank {rank}" + (f" (first at step {began[1]})" if began[1] < step else "")
         before = len(self._given_up())
         if before >= self.config.trainer.rollback.times:
             after = f" again, after {before} rollback(s)" if before else ""

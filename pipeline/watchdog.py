@@ -84,14 +84,14 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._least / 4)):
             silent = time.monotonic() - self._last
-            if silent > self.limit:
-                self._fire(silent)
+            limit = self.limit
+            if silent > limit:
+                self._fire(silent, limit)
 
-    def _fire(self, silent: float) -> None:
+    def _fire(self, silent: float, limit: float) -> None:
+        times = {"silent_s": round(silent, 1), "limit_s": round(limit, 1)}
         try:
-            self._run.note(
-                "hung", rank=self._rank, after_step=self._step, silent_s=round(silent, 1), stacks=self._stacks()
-            )
+            self._run.note("hung", rank=self._rank, after_step=self._step, **times, stacks=self._stacks())
             write_collectives(self._run.logs / f"{self._name}_collectives.json")
             time.sleep(2.0)  # the other ranks write theirs at about the same moment
         finally:

@@ -205,6 +205,7 @@ WAYS: dict[str, Way] = {
     "rank 1 is killed": in_step(3, 1, end_as(signal.SIGKILL)), "rank 1 sleeps": in_step(3, 1, sleep),
     "rank 1 is stopped": in_step(3, 1, end_as(signal.SIGSTOP)), "rank 1 is slow": slow_rank,
     "rank 1 leaves": in_step(3, 1, lambda: os._exit(0)), "rank 1 is nan": in_step(3, 1, lambda: float("nan"), rollback={"times": 0}),
+    "rank 1 is nan, logged later": in_step(3, 1, lambda: float("nan"), rollback={"times": 0}, log_every=4),
     "leap": in_step(30, 0, lambda: 1e4, max_steps=40, rollback={"times": 0, "spike": 8.0}), "superseded": superseded,
     "rank 1 is nan, unlogged": nan_unlogged, "with_workers": with_workers, "other_shape": other_shape, "unequal_shares": unequal_shares,
 }  # fmt: skip
