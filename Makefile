@@ -40,6 +40,7 @@ bench: setup
 	@$(VENV)/python -m benchmarks.mirror
 	@$(VENV)/python -m benchmarks.sync
 	@$(VENV)/python -m benchmarks.status
+	@$(VENV)/python -m benchmarks.alarm
 
 cluster: setup
 	@$(VENV)/python -m tests.cluster up

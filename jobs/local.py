@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from jobs.last_words import note_ended
+from jobs.terminal import Speaker, as_terminal
 from pipeline.errors import RunFailed
 from pipeline.runs import RunFolder
 
@@ -26,7 +27,9 @@ def run_local(run: RunFolder, processes: int) -> dict:
     Ctrl-C and SIGTERM are passed on: the ranks save and end. Raises RunFailed where a rank died.
     """
     launch = secrets.token_hex(6)
-    ranks = [_start(run, rank, processes, launch) for rank in range(processes)]
+    speaker = Speaker(_log(run, 0, launch))
+    ranks = [_start(run, rank, processes, launch, speaker) for rank in range(processes)]
+    speaker.started()
     previous = {n: signal.signal(n, lambda number, _: _pass_on(ranks, number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         failed = _wait(ranks)
@@ -35,6 +38,7 @@ def run_local(run: RunFolder, processes: int) -> dict:
             if rank.poll() is None:
                 rank.kill()
             rank.wait()
+        speaker.finish()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if failed is not None:
@@ -52,7 +56,7 @@ def run_local(run: RunFolder, processes: int) -> dict:
     return end
 
 
-def _start(run: RunFolder, rank: int, size: int, launch: str) -> subprocess.Popen:
+def _start(run: RunFolder, rank: int, size: int, launch: str, speaker: Speaker) -> subprocess.Popen:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // size))
     env = os.environ | {
         "PYTHONPATH": str(run.code),
@@ -64,8 +68,11 @@ def _start(run: RunFolder, rank: int, size: int, launch: str) -> subprocess.Pope
         "SLURMPHONY_PARENT": str(os.getpid()),
     }
     command = [sys.executable, "-m", "jobs.train_job", str(run.path)]
-    if rank == 0:  # rank 0 speaks to the person
-        return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    if rank == 0:  # rank 0 speaks to the person, too
+        env |= as_terminal()
+        return subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=speaker.end, stderr=subprocess.STDOUT
+        )
     with _log(run, rank, launch).open("wb") as log:
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 

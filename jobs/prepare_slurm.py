@@ -35,7 +35,8 @@ from jobs.configs import ROOT, load_named
 from jobs.prepare_job import FAILURES, LaunchJob, PrepareJob, Role
 from jobs.slurm import setup_lines
 from jobs.slurm_errors import explain
-from jobs.slurm_state import LIVING, squeue
+from jobs.slurm_state import squeue
+from monitoring.slurm_jobs import LIVING
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_lines, write_json
 from pipeline.runs import runs_root

@@ -7,6 +7,7 @@ one. The published token tells an old address of a reused key from the present o
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import time
@@ -24,6 +25,7 @@ from pipeline.world import World
 
 PORTS = range(20000, 32768)
 JOIN_SECONDS = 300.0
+RECORDED = "2000"  # collectives that every rank remembers, for when they hang (torch's flight recorder)
 
 
 def candidate_ports(key: str) -> list[int]:
@@ -42,6 +44,7 @@ def join(run: RunFolder, world: World, key: str, address: str) -> Store | None:
     """
     if world.size == 1:
         return None
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
     path = run.path / "rendezvous" / f"{key}.json"
     path.parent.mkdir(exist_ok=True)
     timeout = timedelta(seconds=JOIN_SECONDS)

@@ -141,12 +141,11 @@ def setup_lines(code: str, cluster: Cluster) -> list[str]:
 
 
 def network(cluster: Cluster) -> dict[str, str]:
-    """How NCCL and gloo talk, and that they leave behind the last collectives of every rank when they hang (the flight recorder)."""
+    """How NCCL and gloo talk, and that NCCL leaves behind the last collectives of every rank when it times out (``pipeline.flight``)."""
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if cluster.interface else ()
     return {
         **{name: str(cluster.interface) for name in names},
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-        "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
 

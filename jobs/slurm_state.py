@@ -8,21 +8,10 @@ import shutil
 import subprocess
 from datetime import datetime
 
+from monitoring.slurm_jobs import LIVING
 from pipeline.errors import UserError
 from pipeline.runs import RunFolder
 
-LIVING = {
-    "PENDING",
-    "RUNNING",
-    "CONFIGURING",
-    "SUSPENDED",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
-    "COMPLETING",
-}
 FORGOTTEN = "Invalid job id"  # squeue's word for a job that ended some minutes ago
 ANSWER = 60.0  # seconds that a busy controller may take
 BROKEN = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|\*")  # states of a node that has left

@@ -189,7 +189,9 @@ def pass_gate(run: RunFolder, place: Place, store: Any, nodes: tuple[str, ...]) 
             time.sleep(WRITTEN_DOWN)
         raise
     if world.rank == 0:
-        spoken = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "TORCH_NCCL_", "GLOO_"))}
+        spoken = {
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_"))
+        }
         print(f"network: {spoken}", file=sys.stderr)
         print(f"gate: {world.size} process(es) on {world.nodes} node(s) passed: {figures}", file=sys.stderr, flush=True)
 

@@ -19,6 +19,7 @@ LINES = 200  # of the end of a log
 SAYS_SOMETHING = re.compile(
     r"error|exception|killed|fatal|out of memory|oom|cancelled|traceback|cannot|no space|not intact|bus error|xid", re.I
 )
+BEGAN_ON = re.compile(r" is (?:nan|-?inf) on rank (\d+)\b")
 PROGRESS = re.compile(r"step \d+/\d+ ")
 SLURMS = re.compile(
     r"^(?:slurmstepd-?(?P<node>\S*?)|srun): error: (?:(?P<srun_node>[^\s:]+): task(?:s)? (?P<rank>\d+))?"
@@ -86,6 +87,8 @@ def _of_history(history: Sequence[dict[str, Any]], attempts: list[Attempt]) -> I
     attempt = attempts[-1] if attempts else None
     for event in history:
         kind, rank, message = event["event"], event.get("rank"), str(event.get("message") or "")
+        if named := BEGAN_ON.search(message):  # every rank fails by it, and says so
+            rank = int(named[1])
         node = str(event.get("node") or (attempt.node_of(rank) if attempt and rank is not None else ""))
         said = {
             "rank_failed": f"{event.get('error')}: {message}",

@@ -64,6 +64,7 @@ def _training(signs: Signs) -> list[str]:
     silent = signs.now - max(last[1] if last else 0.0, began)
     if silent > signs.recent.patience():
         found.append(f"nothing new for {duration(silent)}")
+    found += map(str, signs.heartbeat.get("warnings") or ())
     rate = signs.recent.rate()
     if rate and rate[1] is not None and rate[1] < SLOW:
         found.append(f"slow: {1 + rate[1]:.0%} of its usual rate")

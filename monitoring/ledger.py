@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from monitoring.attempts import Attempt, events, read_attempts
@@ -20,7 +21,7 @@ from pipeline.runs import RunFolder
 
 KINDS = ("queued", "starting", "useful", "saving", "lost")
 AGREED = ("complete", "warned", "terminated", "interrupted")  # ends before which everything was saved
-SAVE = "time/save_s"
+SAVE, ENERGY = "time/save_s", "gpu/energy_kwh"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Span:
 
 @dataclass
 class Account:
-    """GPU-hours by kind."""
+    """GPU-hours by kind, and the GPUs' energy in kWh as far as they told it: not a node's CPUs, fans and network."""
 
     hours: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    energy: float = 0.0
 
     @property
     def held(self) -> float:
@@ -112,12 +114,28 @@ def _kept_until(
 
 def _journal(run: RunFolder, number: int) -> list[tuple[int, float, float]]:
     """(step, time, seconds of a save or 0) of an attempt's journal, in its order."""
-    rows, _ = read_lines(run.journal_file(number))
+    return [(step, at, float(metrics.get(SAVE, 0.0))) for step, at, metrics in _rows(run.journal_file(number))]
+
+
+def _rows(journal: Path) -> list[tuple[int, float, dict[str, Any]]]:
+    """(step, time, metrics) of a journal's lines, without its head."""
+    rows, _ = read_lines(journal)
     return [
-        (int(row["step"]), float(row["time"]), float(row["metrics"].get(SAVE, 0.0)))
+        (int(row["step"]), float(row["time"]), row["metrics"])
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("metrics"), dict)
     ]
+
+
+def energy_of(run: RunFolder, begin: float = -math.inf, end: float = math.inf) -> float:
+    """kWh of a run's GPUs between two moments. Each attempt counts from its own beginning, in its journal."""
+    used = 0.0
+    for journal in sorted(run.metrics.glob("attempt_*.jsonl")):
+        told = [(at, float(row[ENERGY])) for _, at, row in _rows(journal) if ENERGY in row]
+        until = [kwh for at, kwh in told if at <= end]
+        before = [kwh for at, kwh in told if at <= begin]
+        used += max(until, default=0.0) - max(before, default=0.0)
+    return used
 
 
 # -- of a month ---------------------------------------------------------------------------------------------------
@@ -139,6 +157,7 @@ def ledger(runs: Iterable[RunFolder], begin: float, end: float) -> list[Owned]:
             continue
         account = Account()
         account.add(spans_of(run, history), begin, end)
+        account.energy = energy_of(run, begin, end)
         if any(account.hours.values()):
             found.append(Owned(run.name, _owner(run), _system(run, history), account))
     return sorted(found, key=lambda owned: -owned.account.held)
@@ -151,6 +170,7 @@ def totals(owned: Iterable[Owned], by: str) -> dict[str, Account]:
         account = found.setdefault(getattr(one, by), Account())
         for kind, hours in one.account.hours.items():
             account.hours[kind] += hours
+        account.energy += one.account.energy
     return found
 
 

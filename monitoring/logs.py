@@ -134,9 +134,7 @@ def main() -> int:
     run = find_run(args.run, runs_root(args.runs))
     logs = rank_logs(run)
     if not logs:
-        raise UserError(
-            f"{run.name} has no logs yet; on this machine rank 0 writes to the terminal, on SLURM they come when it starts."
-        )
+        raise UserError(f"{run.name} has no logs yet; they come when its processes start.")
     chosen = choose(logs, args.rank, died=is_over(run) and (run.last_end() or {}).get("reason") != "complete")
     ends: dict[Path, int] = {}
     for file in chosen.files:

@@ -28,6 +28,7 @@ ALIVE = ("running", "starting", "queued", "silent")
 class Standing:
     """One run on the screen. Times in seconds since the epoch, ages and what is left in seconds, rates in steps a second.
 
+    ``mfu``: share of the device's peak arithmetic; ``gpu_use``, ``gpu_memory``: shares, of all GPUs and of the fullest; ``gpu_power`` in W.
     ``state``: queued, starting, running, silent (alive for SLURM, but not heard of), complete, failed, stopped, killed, or created.
     ``health``: what a person should know of it, in words, the worst first.
     """
@@ -46,6 +47,10 @@ class Standing:
     best_validation_step: int | None = None
     rate: float | None = None
     rate_change: float | None = None
+    mfu: float | None = None
+    gpu_use: float | None = None
+    gpu_memory: float | None = None
+    gpu_power: float | None = None
     checkpoint_age: float | None = None
     attempts: int = 0
     gpu_hours: float = 0.0
@@ -159,6 +164,7 @@ class Reading:
         job = slurm.get(self.job) if slurm else None
         step, total = beat.get("step"), beat.get("total") or self._total()
         per_second = (rate[0] if rate else beat.get("rate")) if state == "running" else None
+        gpu = beat.get("gpu") if state == "running" and isinstance(beat.get("gpu"), dict) else {}
         signs = Signs(
             self.run.name, self.history, self.attempts, beat, self.recent, self._checkpoint(), now, state, why
         )
@@ -177,6 +183,10 @@ class Reading:
             best_validation_step=self.best.step,
             rate=per_second,
             rate_change=rate[1] if rate and state == "running" else None,
+            mfu=self.recent.mfu() if state == "running" else None,
+            gpu_use=gpu.get("use"),
+            gpu_memory=gpu["memory"] / gpu["memory_total"] if gpu.get("memory") and gpu.get("memory_total") else None,
+            gpu_power=gpu.get("power_w"),
             checkpoint_age=now - signs.checkpoint if signs.checkpoint else None,
             attempts=len(self.attempts),
             gpu_hours=round(sum(self._held(a, now) * a.world_size for a in self.attempts) / 3600, 3),

@@ -17,9 +17,10 @@ from typing import Any
 from monitoring.attempts import Attempt, events, read_attempts
 from monitoring.curves import draw, frames
 from monitoring.health import duration
-from monitoring.ledger import Account, spans_of
+from monitoring.ledger import Account, energy_of, spans_of
 from monitoring.mirror import shown_files
 from monitoring.overview import Reading
+from monitoring.recent import read_recent
 from monitoring.run_facts import leaves, tags_of
 from monitoring.run_rows import figures
 from monitoring.why import judge
@@ -51,6 +52,7 @@ def render(run: RunFolder, other: RunFolder | None) -> str:
     verdict = judge(run)
     account = Account()
     account.add(spans_of(run, history))
+    account.energy = energy_of(run)
     groups, left_out = embedded(run)
     held = max(account.held, 1e-12)
     kinds = [kind for kind in account.hours if kind != "queued"]
@@ -61,6 +63,7 @@ def render(run: RunFolder, other: RunFolder | None) -> str:
         system=str(config["model"]["system"]),
         state=verdict.state,
         verdict=verdict if verdict.cause else None,
+        warnings=list(dict.fromkeys(str(e.get("message")) for e in history if e["event"] == "warning")),
         written=f"{datetime.now():%d %b %Y %H:%M}",
         cards=cards(run, attempts, account),
         curves=[{"name": f.name, "uri": uri} for f, uri in pictures_of_curves(run, other, attempts)],
@@ -113,6 +116,7 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
     now = (run.heartbeat() or {}).get("time", 0.0)
     standing = Reading.of(run, now, mirrored=False, kept={}).standing(None, now)
     wall = sum(max(0.0, (a.ended or now) - a.born) for a in attempts)
+    mfu = read_recent(run.metrics).mfu()
     loss = standing.loss if isinstance(standing.loss, str) or standing.loss is None else f"{standing.loss:.4g}"
     shown = {
         "step": f"{standing.step or 0:,}" + (f" / {standing.total:,}" if standing.total else ""),
@@ -122,6 +126,8 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
         ),
         "GPU-hours held": f"{account.held:.3g}",
         "of them useful": f"{account.hours['useful'] / account.held:.0%}" if account.held else None,
+        "energy of the GPUs": f"{account.energy:.3g} kWh" if account.energy else None,
+        "of the peak arithmetic (MFU)": None if mfu is None else f"{mfu:.2g}" if mfu < 0.01 else f"{mfu:.0%}",
         "in all attempts": duration(wall) if wall else None,
         "attempts": str(len(attempts)),
         "processes": str(attempts[-1].world_size) if attempts else None,
@@ -192,7 +198,16 @@ def environment_of(run: RunFolder, history: list[dict[str, Any]]) -> list[tuple[
     tags = tags_of(run, history, "", 0)
     launch = read_json(run.launch_file)
     launched = [(key, str(value)) for key, value in launch.items()] if isinstance(launch, dict) else []
-    return [(label, tags[key]) for key, label in wanted.items() if tags.get(key)] + launched
+    return [(label, tags[key]) for key, label in wanted.items() if tags.get(key)] + launched + arithmetic_of(history)
+
+
+def arithmetic_of(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What a step computes, and the peak that its rate is held against."""
+    counted = next((e for e in reversed(history) if e["event"] == "first_step" and e.get("flops")), None)
+    if counted is None:
+        return []
+    a_step = f"{counted['flops'] / 1e9:.3g} GFLOP a step and process"
+    return [("arithmetic", a_step), ("peak", f"{counted['peak_flops'] / 1e12:.3g} TFLOP/s ({counted['peak_from']})")]
 
 
 def facts_of(event: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 TAIL = 1 << 16  # bytes of the newest journal that are read
 HOUR = 3600.0
 USUAL = 20  # rates that are the present one and those just before it; what came earlier is the past
-LOSS, RATE, WAIT, VALID = "train/loss", "time/steps_per_s", "time/data_wait", "valid/loss"
+LOSS, RATE, WAIT, MFU, VALID = "train/loss", "time/steps_per_s", "time/data_wait", "time/mfu", "valid/loss"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Recent:
         """Share of the time that goes into waiting for data, lately."""
         waits = [share for _, share in self.series(WAIT)][-5:]
         return statistics.median(waits) if waits else 0.0
+
+    def mfu(self) -> float | None:
+        """Share of the device's peak arithmetic, lately; None where it was not counted."""
+        shares = [share for _, share in self.series(MFU)][-5:]
+        return statistics.median(shares) if shares else None
 
     def patience(self) -> float:
         """Seconds between two lines after which a run that trains is to be called silent."""

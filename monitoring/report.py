@@ -70,14 +70,17 @@ def print_ledger(root: Path, month: str) -> int:
     except ValueError:
         raise UserError(f"--month {month} is no month; for example --month 2026-11.") from None
     owned = ledger(list_runs(root), begin, end)
-    table = Table("", "GPUh held", *KINDS[1:], "useful %", "waited for", box=None, header_style="bold")
+    powered = any(one.account.energy for one in owned)
+    columns = ["GPUh held", *KINDS[1:], "useful %", "waited for", *(["kWh of GPUs"] if powered else [])]
+    table = Table("", *columns, box=None, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
 
     def add(name: str, account: Account) -> None:
         share = f"{account.hours['useful'] / account.held:.0%}" if account.held else ""
         hours = [account.held, *(account.hours[kind] for kind in KINDS[1:])]
-        table.add_row(name, *(f"{h:,.2f}" for h in hours), share, f"{account.hours['queued']:,.2f}")
+        energy = [f"{account.energy:,.2f}"] if powered else []
+        table.add_row(name, *(f"{h:,.2f}" for h in hours), share, f"{account.hours['queued']:,.2f}", *energy)
 
     for one in owned:
         add(one.run, one.account)

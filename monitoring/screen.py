@@ -19,18 +19,24 @@ COLOURS = {
     "running": "green", "starting": "cyan", "queued": "cyan", "silent": "red", "failed": "red", "killed": "red",
     "stopped": "yellow", "complete": "bright_black", "created": "bright_black",
 }  # fmt: skip
-COLUMNS = ("RUN", "STATE", "STEP/TOTAL", "LEFT", "LOSS", "VALID (best)", "STEPS/S", "SAVED", "TRIES", "GPUh", "HEALTH")
-RIGHT = {"STEP/TOTAL", "LEFT", "LOSS", "VALID (best)", "STEPS/S", "SAVED", "TRIES", "GPUh"}
+COLUMNS = (
+    "RUN", "STATE", "STEP/TOTAL", "LEFT", "LOSS", "VALID (best)", "STEPS/S", "MFU", "GPU", "GPU MEM", "SAVED", "TRIES",
+    "GPUh", "HEALTH",
+)  # fmt: skip
+OPTIONAL = {"MFU", "GPU", "GPU MEM"}  # left out where no run has them
+LEFT = {"RUN", "STATE", "HEALTH"}
 
 
 def screen(overview: Overview, *, everything: bool) -> Group:
     """All that is on one screen; ``everything``: without leaving out what ended long ago."""
     shown, left_out = chosen(overview.runs, everything=everything)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in COLUMNS:
-        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=name != "HEALTH", overflow="fold")
-    for standing in shown:
-        table.add_row(*row(standing))
+    rows = [row(standing) for standing in shown]
+    kept = [i for i, name in enumerate(COLUMNS) if name not in OPTIONAL or any(cells[i] for cells in rows)]
+    for name in (COLUMNS[i] for i in kept):
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "HEALTH", overflow="fold")
+    for cells in rows:
+        table.add_row(*(cells[i] for i in kept))
     rest = [f"{count} more {what}: --all" for what, count in left_out.items() if count]
     rest += [f"{name} cannot be read ({why})" for name, why in overview.unreadable.items()]
     if not overview.runs:
@@ -80,6 +86,9 @@ def row(s: Standing) -> list[Text | str]:
         _number(s.loss) + _change(s.loss_change),
         f"{s.best_validation:.4g} (@{_count(s.best_validation_step)})" if s.best_validation is not None else "",
         f"{s.rate:.3g}{_change(s.rate_change)}" if s.rate else "",
+        _share(s.mfu),
+        _share(s.gpu_use),
+        _share(s.gpu_memory),
         duration(s.checkpoint_age) if s.checkpoint_age is not None and s.alive else "",
         str(s.attempts),
         f"{s.gpu_hours:.1f}",
@@ -106,6 +115,10 @@ def _count(number: int | None) -> str:
 
 def _number(value: float | str | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
 
 
 def _change(relative: float | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from monitoring.causes import ALONE, Cause, cause_of
 from monitoring.evidence import Evidence, Word, gather, stuck_ranks
+from monitoring.flight import PICKLES, lagging, pickles
 from pipeline.config import read_yaml
 from pipeline.errors import run_command
 from pipeline.runs import RunFolder, find_run, runs_root
@@ -42,9 +43,9 @@ def judge(run: RunFolder) -> Verdict:
     evidence = gather(run)
     last = next((e for e in reversed(evidence.history) if e["event"] in ("end", "attempt")), None)
     if last and last["event"] == "end" and last.get("reason") == "complete":
-        return Verdict(run.name, f"complete at step {last.get('step')}")
+        return Verdict(run.name, f"complete at step {last.get('step')}", also=_warnings(evidence))
     if run.writer():
-        return Verdict(run.name, "it is being trained now")
+        return Verdict(run.name, "it is being trained now", also=_warnings(evidence))
     if not evidence.attempts and not evidence.words:
         return Verdict(run.name, "it has not begun yet")
     state = _state(evidence)
@@ -78,16 +79,36 @@ def _state(evidence: Evidence) -> str:
 def _verdict(evidence: Evidence, state: str, word: Word, cause: Cause, also: list[str]) -> Verdict:
     rank, node, attempt = word.rank, word.node, evidence.attempt
     if cause.name == "hang" and attempt is not None:
-        blamed = stuck_ranks(evidence.run, attempt, attempt.step or 0)
+        late = lagging(evidence.run, attempt.step or 0)
+        blamed = stuck_ranks(evidence.run, attempt, attempt.step or 0) or late
         if blamed:
             rank, why = next(iter(blamed.items()))
             node = attempt.node_of(rank)
-            also = [f"rank {rank}: {why}", *also]
+            also = [f"rank {rank}: {why}", *(late[r] for r in late if r == rank and late is not blamed), *also]
+    also += [*_left_by_nccl(evidence), *_warnings(evidence)]
     facts = _facts(evidence, word, cause) | {"rank": rank or 0, "node": node or "that node"}
     return Verdict(
         run=evidence.run.name, state=state, cause=cause.name, what=cause.what.format(**facts), do=cause.do.format(**facts),
-        rank=rank, node=node, at=word.at, said=str(facts["said"]), source=word.source, also=also[:5],
+        rank=rank, node=node, at=word.at, said=str(facts["said"]), source=word.source, also=also[:6],
     )  # fmt: skip
+
+
+def _warnings(evidence: Evidence) -> list[str]:
+    """What the newest attempt was warned of while it trained."""
+    began = evidence.attempt.began if evidence.attempt else 0.0
+    told = [e for e in evidence.history if e["event"] == "warning" and e["time"] >= began]
+    return list(dict.fromkeys(str(event.get("message")) for event in told))
+
+
+def _left_by_nccl(evidence: Evidence) -> list[str]:
+    files = pickles(evidence.run, evidence.attempt.began if evidence.attempt else 0.0)
+    if not files:
+        return []
+    folder = evidence.run.logs
+    return [
+        f"NCCL left the last collectives of {len(files)} rank(s) as pickles, which are not opened here; "
+        f"if nobody else writes to that folder: torchfrtrace --prefix {PICKLES} {folder}"
+    ]
 
 
 def _facts(evidence: Evidence, word: Word, cause: Cause) -> dict[str, object]:
@@ -105,7 +126,7 @@ def _facts(evidence: Evidence, word: Word, cause: Cause) -> dict[str, object]:
 def lines(verdict: Verdict) -> list[str]:
     """The answer for a person."""
     if not verdict.cause:
-        return [f"{verdict.run}: {verdict.state}."]
+        return [f"{verdict.run}: {verdict.state}.", *(f"  also  {text}" for text in verdict.also)]
     where = f"rank {verdict.rank}" if verdict.rank is not None else ""
     where += (" on " if where else "") + f"node {verdict.node}" if verdict.node else ""
     when = f"{datetime.fromtimestamp(verdict.at):%d %b %Y %H:%M:%S}" if verdict.at else ""

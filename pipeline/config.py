@@ -157,6 +157,17 @@ class Rollback(Section):
     spike: float | None = Field(None, gt=0)
 
 
+class Profile(Section):
+    """Torch's profiler over ``steps`` steps of every attempt, after the first ``skip``, on ``ranks``; traces lie in the run's profile/.
+
+    No more than 20 steps: a trace has an entry for every operation and kernel.
+    """
+
+    steps: int = Field(0, ge=0, le=20)
+    skip: int = Field(10, ge=0)
+    ranks: tuple[int, ...] = (0,)
+
+
 class TrainerSection(Section):
     max_steps: int = Field(gt=0)
     precision: Literal["32", "bf16"] = "32"
@@ -175,6 +186,7 @@ class TrainerSection(Section):
         300, gt=0
     )  # no step for so long (and for 10 median steps) is a hang: stacks, end, requeue
     rollback: Rollback = Rollback()
+    profile: Profile = Profile()
 
 
 class RunConfig(Section):
@@ -227,6 +239,7 @@ BUDGET_KEYS = (
     "keep",
     "hang_seconds",
     "rollback",
+    "profile",
 )
 HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("workers",)}
 

@@ -39,3 +39,9 @@ class Deadline:
     def near(self) -> bool:
         """Whether the next boundary between steps must be the last."""
         return self.end is not None and time.time() > self.end - self.lead
+
+    def missing(self, trained_since: float) -> float:
+        """Seconds that lack for one slow step between the first one and the moment for the last save; 0 where there is time enough."""
+        if self.end is None:
+            return 0.0
+        return max(0.0, self.slowest_step - (self.end - self.lead - trained_since))

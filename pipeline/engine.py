@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from pipeline.collectives import world_size
 from pipeline.fabric import Fabric
+from pipeline.pace import pace_on
 from pipeline.train_module import Batch, TrainModule
 
 
 class Accumulation:
-    """Micro-batches of at most ``micro_batch`` samples; gradients travel between ranks with the last one of a step."""
+    """Micro-batches of at most ``micro_batch`` samples; gradients travel between ranks with the last one of a step.
 
-    def __init__(self, micro_batch: int | None) -> None:
+    ``pace``: the clock of what this rank does alone.
+    """
+
+    def __init__(self, micro_batch: int | None, device: torch.device) -> None:
+        self.pace = pace_on(device)
         self._micro_batch = micro_batch
         self._averaging = True  # do gradients of the next backward travel?
 
@@ -39,7 +44,7 @@ class FabricEngine(Accumulation):
     """The ``train_module.Engine`` over Lightning Fabric. ``model`` is the module as Fabric wrapped it."""
 
     def __init__(self, fabric: Fabric, model: Any, micro_batch: int | None) -> None:
-        super().__init__(micro_batch)
+        super().__init__(micro_batch, fabric.device)
         self._fabric = fabric
         self._model = model
         model.mark_forward_method("training_step")
@@ -53,7 +58,11 @@ class FabricEngine(Accumulation):
             return self._model.training_step(batch, step)
 
     def backward(self, loss: Tensor) -> None:
-        with self._fabric.no_backward_sync(self._model, enabled=not self._averaging):
+        if not self._averaging:
+            with self._fabric.no_backward_sync(self._model):
+                self._fabric.backward(loss)
+            return
+        with self.pace.meeting():
             self._fabric.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
@@ -68,7 +77,7 @@ class ManyOptimizersEngine(Accumulation):
     """
 
     def __init__(self, fabric: Fabric, module: TrainModule, micro_batch: int | None) -> None:
-        super().__init__(micro_batch)
+        super().__init__(micro_batch, fabric.device)
         self._fabric, self._module = fabric, module
         if world_size() > 1:
             for tensor in module.state_dict().values():
@@ -86,7 +95,8 @@ class ManyOptimizersEngine(Accumulation):
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         if world_size() > 1:
-            average_gradients(parameters_of(optimizer))
+            with self.pace.meeting():
+                average_gradients(parameters_of(optimizer))
         return clip_and_step(optimizer, max_norm)
 
 

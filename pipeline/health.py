@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.config import Rollback
 from pipeline.runs import RunFolder
@@ -43,6 +43,21 @@ def trouble(values: Mapping[str, float], losses: Sequence[float], section: Rollb
     if loss > middle + section.spike * max(deviation, 1e-9):
         return f"the loss leapt to {loss:.4g} from about {middle:.4g}"
     return None
+
+
+def first_bad(losses: Iterable[float]) -> float:
+    """Which of a rank's losses, in their order, is the first that is not finite; infinity where all are."""
+    return next((float(i) for i, loss in enumerate(losses) if not math.isfinite(loss)), math.inf)
+
+
+def guilty(firsts: Sequence[float]) -> tuple[int, int] | None:
+    """(rank, which of its losses) where it began, by each rank's ``first_bad``; None where that tells no rank apart.
+
+    A step later the weights of all ranks are spoilt, and with them every rank's loss.
+    """
+    began = min(firsts)
+    bad = [rank for rank, first in enumerate(firsts) if first == began]
+    return (bad[0], int(began)) if math.isfinite(began) and len(bad) < len(firsts) else None
 
 
 def given_up(run: RunFolder) -> list[Window]:

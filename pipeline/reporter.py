@@ -9,23 +9,28 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
+from pipeline.arithmetic import Arithmetic
 from pipeline.attempt import Attempt
 from pipeline.control import Stop
 from pipeline.errors import RunFailed
 from pipeline.heartbeat import Heartbeat
 from pipeline.journal import Journal
+from pipeline.lookout import Lookout
 from pipeline.progress import StepProgress
+from pipeline.pulse import Pulse, Pulses
 from pipeline.runs import RunFolder
 from pipeline.world import World
 
 LEASE_SECONDS = 2.0  # between two looks at who may write
+LOOK_SECONDS = 30.0  # at most between two looks at the loss, however seldom it is logged
 
 
 class Reporter:
-    def __init__(self, run: RunFolder, attempt: Attempt, world: World) -> None:
+    """``wants_look``: whether the loss has not been looked at for long."""
+
+    def __init__(self, run: RunFolder, attempt: Attempt, world: World, pulse: Pulse) -> None:
         assert attempt.number is not None
         self._run, self._attempt, self._world = run, attempt.number, world
         self._stop, self._deadline, self._startup, self._nodes = (
@@ -38,9 +43,15 @@ class Reporter:
         self._steps = 0
         self._since = time.perf_counter()
         self._next_lease_look = 0.0
-        self._next_look = 0.0
+        self._next_clock = 0.0
+        self._looked = time.perf_counter()
+        self.wants_look = False
+        self._arithmetic: Arithmetic | None = None
         self._step, self._state = 0, "training"
-        self._heartbeat = Heartbeat(run, self._facts_of_now)
+        self._trained_since: float | None = None
+        self._pulses = Pulses(run, world, pulse)
+        self._lookout = Lookout(run, attempt.number, self._pulses, attempt.deadline)
+        self.heartbeat = Heartbeat(lambda: self._run.beat(**self._facts_of_now()))
 
     def begin(self, step: int, total: int, data_identity: str, batch_size: int) -> None:
         """Open the journal and say in the history that this attempt starts after ``step``; RunFailed where that cannot be written."""
@@ -60,28 +71,28 @@ class Reporter:
         self._progress = StepProgress(self._run.path.parent.name, total, step)
         if step:
             self.say(f"resuming after step {step} (attempt {self._attempt})")
+        self._pulses.begin()
         self._startup.mark("ready")
         self._since = self._last_step = time.perf_counter()
         self._step = step
-        self._heartbeat.beat()
+        self.heartbeat.beat()
 
-    def beating(self) -> AbstractContextManager[None]:
-        """Within the block the heartbeat goes on, however long a step, a validation or a save takes."""
-        return self._heartbeat.beating()
-
-    def step_done(self, step: int, waited: float) -> None:
+    def step_done(self, step: int, waited: float, arithmetic: Arithmetic | None) -> None:
+        """``waited``: seconds for data. ``arithmetic``: what a step computes, as far as that is known."""
         self._steps += 1
         self._waited += waited
         now = time.perf_counter()
         if step == self._start + 1:  # it pays for what is made at the first use: not what a step takes
             self._startup.mark("first_step")
-            self.event("first_step", step=step, **self._startup.parts)
+            self._trained_since, self._arithmetic = time.time(), arithmetic
+            self.event("first_step", step=step, **self._startup.parts, **(arithmetic.facts() if arithmetic else {}))
         else:
             self._deadline.stepped(now - self._last_step)
         self._last_step, self._step = now, step
-        if now < self._next_look:
+        if now < self._next_clock:
             return
-        self._next_look = now + 0.1
+        self._next_clock = now + 0.1
+        self.wants_look = now - self._looked > LOOK_SECONDS
         if self._progress.due():
             self._progress.update(step, self._facts)
         if now >= self._next_lease_look:
@@ -91,15 +102,21 @@ class Reporter:
             elif self._deadline.near():
                 self._stop.raise_to(Stop.WARNED)
 
+    def looked(self) -> None:
+        """The loss has been looked at just now."""
+        self._looked, self.wants_look = time.perf_counter(), False
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last."""
+        """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last, MFU, and the GPUs'."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         own = {
             "time/steps_per_s": self._steps / elapsed,
             "time/samples_per_s": self._steps * self._batch_size / elapsed,
             "time/data_wait": self._waited / elapsed,
         }
-        self._journal.log(step, {**metrics, **own})
+        if self._arithmetic and self._steps:
+            own |= self._arithmetic.rates(self._steps / elapsed)
+        self._journal.log(step, {**metrics, **own, **_of_gpus(self._lookout.gpus)})
         if self._journal.trouble:
             self.say(f"warning: {self._journal.trouble}")
             self._journal.trouble = None
@@ -151,19 +168,25 @@ class Reporter:
             self.event("end", reason=reason, step=step, gained=step - self._start, **slowest)
         self._journal.close()
 
-    def failed(self, step: int, message: str) -> None:
+    def failed(self, step: int, message: str, rank: int | None = None) -> None:
+        """``rank``: the one that it began on, where that is known."""
         self._progress.close()
         self._last_beat(step, "failed")
-        self.event("end", reason="failed", step=step, gained=step - self._start, message=message)
+        where = {} if rank is None else {"rank": rank}
+        self.event("end", reason="failed", step=step, gained=step - self._start, message=message, **where)
         self._journal.close()
 
-    def rolled_back(self, step: int, why: str, window: tuple[int, int]) -> None:
-        """End this attempt; ``window`` of positions is left out from now on, which the history decides: RunFailed without it."""
+    def rolled_back(self, step: int, why: str, window: tuple[int, int], rank: int | None) -> None:
+        """End this attempt; ``window`` of positions is left out from now on, which the history decides: RunFailed without it.
+
+        ``rank``: the one that it began on, where that is known.
+        """
         samples = f"samples {window[0]}..{window[1] - 1} of its order"
         self.say(f"warning: {why} at step {step}; back to the last good checkpoint, and past the {samples}")
         self._progress.close()
         self._last_beat(step, "rolled_back")
-        self._decide("rolled_back", "the same data would do the same harm", step=step, message=why, skip=list(window))
+        facts = {"step": step, "message": why, "skip": list(window), **({} if rank is None else {"rank": rank})}
+        self._decide("rolled_back", "the same data would do the same harm", **facts)
         self._journal.close()
 
     def waited_for_save(self) -> None:
@@ -177,9 +200,10 @@ class Reporter:
 
     def _last_beat(self, step: int, state: str) -> None:
         self._step, self._state = step, state
-        self._heartbeat.beat()
+        self.heartbeat.beat()
 
     def _facts_of_now(self) -> dict[str, Any]:
+        seen = self._lookout.look(self._trained_since)
         return {
             "attempt": self._attempt,
             "state": self._state,
@@ -190,8 +214,19 @@ class Reporter:
             "world_size": self._world.size,
             "host": socket.gethostname(),
             "job_id": os.environ.get("SLURM_JOB_ID"),
+            **seen,
         }
 
 
 def _finite(value: float | None) -> float | str | None:
     return value if value is None or value - value == 0 else str(value)
+
+
+def _of_gpus(seen: dict[str, Any] | None) -> dict[str, float]:
+    """What is journalled of all GPUs: use as a share, memory of the fullest in GiB, power in W, energy of this attempt in kWh."""
+    if seen is None:
+        return {}
+    named = {"gpu/use": seen["use"], "gpu/power_w": seen["power_w"], "gpu/energy_kwh": seen["energy_kwh"]}
+    if seen["memory"] is not None:
+        named["gpu/memory_gib"] = seen["memory"] / 2**30
+    return {name: value for name, value in named.items() if value is not None}

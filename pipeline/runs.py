@@ -5,6 +5,7 @@
       code/            what is running          lease.json      which process the newest attempt is
       checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
+      ranks/           what each rank tells     profile/        torch profiler traces, where asked for
       launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
 
 The newest attempt, and no other, may write: it is the one whose journal has the highest number, and a file can be created only once.
@@ -49,6 +50,8 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples")
     figures = property(lambda self: self.path / "figures")
     logs = property(lambda self: self.path / "logs")
+    ranks = property(lambda self: self.path / "ranks")
+    profile = property(lambda self: self.path / "profile")
     evaluation_file = property(lambda self: self.path / "evaluation.json")
 
     @property
@@ -110,7 +113,7 @@ class RunFolder:
         return attempt
 
     def _new_journal(self) -> int:
-        attempt = self._newest_attempt() + 1
+        attempt = self.newest_attempt() + 1
         while True:
             try:
                 os.close(os.open(self.journal_file(attempt), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -124,15 +127,19 @@ class RunFolder:
         ``lease.json`` may lag behind, never lead: it is looked at, too, because a shared file system may list a folder from its cache.
         """
         lease = read_json(self.lease_file)
-        return attempt >= self._newest_attempt() and (lease is None or lease["attempt"] <= attempt)
+        return attempt >= self.newest_attempt() and (lease is None or lease["attempt"] <= attempt)
 
-    def _newest_attempt(self) -> int:
+    def newest_attempt(self) -> int:
+        """Its number; 0 where there was none."""
         with os.scandir(self.metrics) as entries:
             numbers = [int(match[1]) for entry in entries if (match := JOURNAL.fullmatch(entry.name))]
         return max(numbers, default=0)
 
     def journal_file(self, attempt: int) -> Path:
         return self.metrics / f"attempt_{attempt:03d}.jsonl"
+
+    def rank_file(self, rank: int) -> Path:
+        return self.ranks / f"rank_{rank:05d}.json"
 
     def writer(self) -> dict[str, Any] | None:
         """The lease of a process that is writing to this run now, or None. On another host its heartbeat decides.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pipeline import checkpoint as checkpoints
 from pipeline import health
+from pipeline.arithmetic import FirstStep
 from pipeline.attempt import Attempt
 from pipeline.config import RunConfig
 from pipeline.control import Stop
@@ -25,8 +27,11 @@ from pipeline.distributed import Agreement
 from pipeline.engine import to_device
 from pipeline.errors import RunFailed, Unlucky
 from pipeline.fabric import Fabric
+from pipeline.heartbeat import Heartbeat
 from pipeline.loader import Evaluation, Loader
 from pipeline.manifest import Manifest
+from pipeline.profiler import StepProfiler
+from pipeline.pulse import Pulse
 from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
@@ -35,6 +40,8 @@ from pipeline.train_module import Batch, TrainModule
 from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog
 from pipeline.world import World
+
+UNSEEN = 10_000  # losses that are kept from one look to the next, to say on which rank one went wrong first
 
 
 @dataclass
@@ -65,7 +72,10 @@ class Trainer:
         self.saver = Saver(run.checkpoints, config.trainer.keep if attempt.number is not None else None)
         self.state = make_train_state(fabric, module, config, self.agreement, self.saver)
         self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
-        self.reporter = Reporter(run, attempt, world) if attempt.number is not None else None
+        self.pulse = Pulse(run, world, fabric.device)
+        self.reporter = Reporter(run, attempt, world, self.pulse) if attempt.number is not None else None
+        self.heartbeat = self.reporter.heartbeat if self.reporter else Heartbeat(self.pulse.write)
+        self.first_step = FirstStep(fabric.device, config.trainer.precision)
 
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
@@ -80,38 +90,47 @@ class Trainer:
             stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
+        self._unseen: deque[Tensor] = deque(maxlen=UNSEEN)
         self._sound = start  # the last step that was looked at and found sound
         batches = iter(loader)
         if self.reporter:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
         agreed = Stop.NO
+        profiler = StepProfiler(self.run, section.profile, self.world, start, self.fabric.device)
         self.module.train()
-        beating = self.reporter.beating() if self.reporter else nullcontext()
-        with self.saver, loader, self.watchdog.watching(start), beating:
+        with self.saver, loader, self.watchdog.watching(start), self.heartbeat.beating(), profiler.ready():
             while self.at.step < section.max_steps and agreed is Stop.NO:
-                step = self.at.step + 1
-                self.agreement.begin(self.attempt.stop.value)  # travels while the step computes
+                step, first = self.at.step + 1, self.at.step == start
+                profiler.begin(step)
+                self.agreement.begin(
+                    2 * self.attempt.stop.value + self._wants_look()
+                )  # travels while the step computes
                 waiting = time.perf_counter()
-                batch = to_device(next(batches), self.fabric.device)
+                with profiler.part("data"):
+                    batch = to_device(next(batches), self.fabric.device)
                 waited = time.perf_counter() - waiting
-                if step == start + 1:
+                if first:
                     self.state.settle(engine, batch, step)
+                engine.pace.begin(waited)
                 seed_step(self.config.seed, step, self.world.rank)
                 rates = self.state.set_learning_rate(step)
                 try:
-                    logged = self.module.optimize(engine, batch, optimizers, step)
+                    with profiler.part("optimize"), self._counting(first):
+                        logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
                     self._roll_back(step, str(error), loader, start)
                 self.state.update_average(step)
                 self.at.step = step
+                self._unseen.append(logged["loss"].detach())
                 self.watchdog.stepped(step)
+                self.pulse.stepped(step, None if first else engine.pace.own())
                 self._tell_saved(wait=False)
                 if self.reporter:
-                    self.reporter.step_done(step, waited)
-                agreed = Stop(self.agreement.result())
-                last = step == section.max_steps
+                    self.reporter.step_done(step, waited, self.first_step.found)
+                asked, looking = divmod(self.agreement.result(), 2)
+                agreed, last = Stop(asked), step == section.max_steps
                 saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
-                if saving or step % section.log_every == 0:
+                if saving or looking or step % section.log_every == 0:
                     self._look(step, logged, rates, loader, start)
                 if step % section.validate_every == 0 or last:
                     self._validate(step)
@@ -237,10 +256,8 @@ class Trainer:
     def _look(self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int) -> None:
         """Means over ranks, journalled where they are due. Every rank sees the same values, so where they are bad all go back."""
         names = sorted(logged)
-        means = (
-            self.agreement.total(torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu())
-            / self.world.size
-        )
+        mine = torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu()
+        means = self.agreement.total(mine.clone()) / self.world.size
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
         section = self.config.trainer
         due = step % section.log_every == 0
@@ -248,24 +265,49 @@ class Trainer:
             self._tell_faults(step, loader.faults())
             if self.reporter:
                 self.reporter.log(step, values | {f"train/{name}": rate for name, rate in rates.items()})
+        if self.reporter:
+            self.reporter.looked()
         if wrong := health.trouble(values, self.at.losses, section.rollback):
-            self._roll_back(step, wrong, loader, start)
+            self._roll_back(step, wrong, loader, start, self._began(step))
+        self._unseen.clear()
         self._sound = step
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
 
-    def _roll_back(self, step: int, what: str, loader: Loader, start: int) -> NoReturn:
-        """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up."""
+    def _counting(self, first: bool) -> AbstractContextManager[None]:
+        """Rank 0 counts what the attempt's first step computes; the others compute as much."""
+        return self.first_step.counting() if first and self.reporter else nullcontext()
+
+    def _wants_look(self) -> bool:
+        return self.reporter is not None and self.reporter.wants_look
+
+    def _began(self, step: int) -> tuple[int, int] | None:
+        """(rank, step) at which losses ceased to be finite since the last look, where that tells a rank apart."""
+        mine = torch.stack([loss.detach().double().reshape(()) for loss in self._unseen]).cpu()
+        first = torch.tensor([health.first_bad(mine.tolist())], dtype=torch.float64)
+        found = health.guilty(self.agreement.gather(first).flatten().tolist())
+        return (found[0], step - len(self._unseen) + 1 + found[1]) if found else None
+
+    def _roll_back(
+        self, step: int, what: str, loader: Loader, start: int, began: tuple[int, int] | None = None
+    ) -> NoReturn:
+        """End this attempt at a step that went wrong; the positions of the steps since the last sound one are given up.
+
+        ``began``: rank and step of the first loss that was not finite, where that can be told.
+        """
+        rank = began[0] if began else None
+        if began:
+            what += f" on rank {rank}" + (f" (first at step {began[1]})" if began[1] < step else "")
         before = len(self._given_up())
         if before >= self.config.trainer.rollback.times:
             after = f" again, after {before} rollback(s)" if before else ""
             message = f"{what} at step {step}{after}; lower optimizer.lr or set trainer.grad_clip, then resume"
             if self.reporter:
-                self.reporter.failed(step, message)
+                self.reporter.failed(step, message, rank)
             raise RunFailed(f"{self.run.name}: {message}.")
         if self.reporter:
             begin, end = (loader.state_after(s - start)["position"] for s in (self._sound, step))
-            self.reporter.rolled_back(step, what, (begin, end))
+            self.reporter.rolled_back(step, what, (begin, end), rank)
         raise health.RolledBack(what)
 
     def _given_up(self) -> list[health.Window]:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.flight import write_collectives
 from pipeline.runs import RunFolder
 
 EXIT_HUNG = 70
@@ -83,21 +84,26 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._least / 4)):
             silent = time.monotonic() - self._last
-            if silent > self.limit:
-                self._fire(silent)
+            limit = self.limit
+            if silent > limit:
+                self._fire(silent, limit)
 
-    def _fire(self, silent: float) -> None:
+    def _fire(self, silent: float, limit: float) -> None:
+        times = {"silent_s": round(silent, 1), "limit_s": round(limit, 1)}
         try:
-            self._run.note(
-                "hung", rank=self._rank, after_step=self._step, silent_s=round(silent, 1), stacks=self._stacks()
-            )
+            self._run.note("hung", rank=self._rank, after_step=self._step, **times, stacks=self._stacks())
+            write_collectives(self._run.logs / f"{self._name}_collectives.json")
             time.sleep(2.0)  # the other ranks write theirs at about the same moment
         finally:
             os._exit(EXIT_HUNG)
 
+    @property
+    def _name(self) -> str:
+        return f"hung_rank{self._rank}_step{self._step}"
+
     def _stacks(self) -> str:
         """Write where all threads stand into a file, or where that is impossible to stderr; its name."""
-        path = self._run.logs / f"hung_rank{self._rank}_step{self._step}.txt"
+        path = self._run.logs / f"{self._name}.txt"
         try:
             with path.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

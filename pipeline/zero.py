@@ -15,7 +15,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -57,7 +57,7 @@ class Sharded:
         self._saved_names = list(module.state_dict())
         self._names = {parameter: name for name, parameter in module.named_parameters()}
 
-    def begin(self, stored: StoredCheckpoint | None) -> tuple[Engine, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[Accumulation, Optimizers]:
         section = self._config.trainer
         if stored:
             self._module.load_state_dict(stored.parts["model"])
@@ -185,23 +185,27 @@ class ZeroEngine(Accumulation):
     """The ``train_module.Engine`` over DeepSpeed's."""
 
     def __init__(self, engine: Any, section: TrainerSection, fabric: Fabric) -> None:
-        super().__init__(section.micro_batch)
+        super().__init__(section.micro_batch, fabric.device)
         self._engine, self._fabric, self._max_norm = engine, fabric, section.grad_clip
+        self._gathers = section.deepspeed.stage == 3  # weights, layer by layer: ranks meet in the forward, too
 
     def autocast(self) -> AbstractContextManager[Any]:
         return self._fabric.autocast()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self._engine.set_gradient_accumulation_boundary(self._averaging)
-        return self._engine("training_step", batch, step)
+        with self.pace.meeting() if self._gathers else nullcontext():
+            return self._engine("training_step", batch, step)
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
+        with self.pace.meeting():
+            self._engine.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """As promised; the norm is over all ranks' shares. Raises FloatingPointError on all ranks where it is not finite."""
         assert max_norm == self._max_norm, "DeepSpeed is told once how far to clip"
-        self._engine.step()
+        with self.pace.meeting():
+            self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._fabric.device)
         if not self._engine.was_step_applied():  # it would leave the step out in silence
             raise FloatingPointError("the gradient is not finite")

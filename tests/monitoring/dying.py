@@ -18,13 +18,17 @@ from pathlib import Path
 import torch
 
 from jobs.last_words import last_words, note_ended
+from pipeline import heartbeat, lookout, pulse, reporter
 from pipeline.control import Stop
 from pipeline.distributed import make_fabric  # noqa: F401  imported before ranks are forked
+from pipeline.files import write_json
 from pipeline.runs import RunFolder
 from pipeline.world import World
 from tests.pipeline import stack
 
 NODE = "n7"
+HANG = 2.0  # trainer.hang_seconds
+PLANTED = "planted.json"  # in the run folder: when it went wrong
 Way = Callable[[World, RunFolder, Path], object]
 
 
@@ -32,23 +36,86 @@ def train(world: World, run: RunFolder, data: Path, poison: int = 0, **section: 
     return stack.trainer_of(world, str(data), str(run.path), poison, **section).fit()
 
 
-def in_step(number: int, rank: int, act: Callable[[], object]) -> Way:
-    """A training in which ``rank`` does something at the start of step ``number``."""
+def in_steps(chosen: Callable[[int], bool], rank: int, act: Callable[[], object], **section: object) -> Way:
+    """A training in which ``rank`` does something at the start of the steps that are ``chosen``; what it gives multiplies the loss."""
 
     def way(world: World, run: RunFolder, data: Path) -> object:
         real = stack.Stack.training_step
 
         def step(module, batch, at):
-            if at == number and world.rank == rank:
-                act()
-            return real(module, batch, at)
+            factor = act() if chosen(at) and world.rank == rank else None
+            values = real(module, batch, at)
+            return values if factor is None else values | {"loss": values["loss"] * factor}
 
         stack.Stack.training_step = step  # this process is a fork, and about to end
-        trainer = stack.trainer_of(world, str(data), str(run.path), hang_seconds=2)
+        trainer = stack.trainer_of(world, str(data), str(run.path), **{"hang_seconds": HANG, **section})
         with trainer.attempt.stop.installed():
             return trainer.fit()
 
     return way
+
+
+def in_step(number: int, rank: int, act: Callable[[], object], **section: object) -> Way:
+    return in_steps(lambda at: at == number, rank, act, **section)
+
+
+def slow_rank(world: World, run: RunFolder, data: Path) -> object:
+    """Rank 1 takes its time in every step; the watch is made quick, so that a short run is long enough for it."""
+    pulse.PULSE_SECONDS, heartbeat.HEARTBEAT_SECONDS, lookout.PERSISTS = 0.1, 0.05, 0.2
+    return in_steps(lambda at: True, 1, lambda: time.sleep(0.03), max_steps=60)(world, run, data)
+
+
+def nan_unlogged(world: World, run: RunFolder, data: Path) -> object:
+    """From step 20 on rank 1's loss is NaN; nothing is logged or saved, so only the look at the clock finds it."""
+
+    def nan() -> float:
+        if not (run.path / PLANTED).exists():
+            write_json(run.path / PLANTED, time.time())
+        time.sleep(0.02)
+        return float("nan")
+
+    seldom = {"log_every": 10**6, "save_every": 10**6, "validate_every": 10**6, "max_steps": 10**6}
+    return in_steps(lambda at: at >= 20, 1, nan, rollback={"times": 0}, **seldom)(world, run, data)
+
+
+def superseded(world: World, run: RunFolder, data: Path) -> object:
+    reporter.LEASE_SECONDS = 0.0
+    slowly = in_steps(lambda at: True, 0, lambda: time.sleep(0.12) if run.claim_attempt() < 3 else None, max_steps=60)
+    return slowly(world, run, data)
+
+
+def with_workers(world: World, run: RunFolder, data: Path) -> object:
+    """Samples are read by a process of its own, which is killed."""
+    import psutil
+
+    real = stack.config_of
+
+    def config_of(**section):
+        config = real(**section)
+        return config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})})
+
+    stack.config_of = config_of
+    return in_step(3, 0, lambda: [child.kill() for child in psutil.Process().children()] and None, max_steps=400)(
+        world, run, data
+    )
+
+
+def other_shape(world: World, run: RunFolder, data: Path) -> object:
+    """The weights of this run, for a module that is another."""
+    from pipeline import checkpoint
+
+    before = RunFolder(run.path.with_name("89abcdef"))
+    train(world, before, data, max_steps=1)
+    other = stack.Stack(stack.config_of(), {})
+    other.first = torch.nn.Linear(5, 14)
+    return checkpoint.start(other, {"init_from": before.path})
+
+
+def unequal_shares(world: World, run: RunFolder, data: Path) -> object:
+    from pipeline.loader import Loader
+    from pipeline.manifest import read_manifest
+
+    return Loader(read_manifest(data), "train", batch_size=8, rank=0, world_size=3, seed=0)
 
 
 def no_memory(world: World, run: RunFolder, data: Path) -> None:
@@ -136,7 +203,11 @@ WAYS: dict[str, Way] = {
     "SIGINT": in_step(3, 0, end_as(signal.SIGINT)), "SIGUSR2": in_step(3, 0, end_as(signal.SIGUSR2)),
     "SIGTERM": in_step(3, 0, end_as(signal.SIGTERM)),
     "rank 1 is killed": in_step(3, 1, end_as(signal.SIGKILL)), "rank 1 sleeps": in_step(3, 1, sleep),
-    "rank 1 is stopped": in_step(3, 1, end_as(signal.SIGSTOP)),
+    "rank 1 is stopped": in_step(3, 1, end_as(signal.SIGSTOP)), "rank 1 is slow": slow_rank,
+    "rank 1 leaves": in_step(3, 1, lambda: os._exit(0)), "rank 1 is nan": in_step(3, 1, lambda: float("nan"), rollback={"times": 0}),
+    "rank 1 is nan, logged later": in_step(3, 1, lambda: float("nan"), rollback={"times": 0}, log_every=4),
+    "leap": in_step(30, 0, lambda: 1e4, max_steps=40, rollback={"times": 0, "spike": 8.0}), "superseded": superseded,
+    "rank 1 is nan, unlogged": nan_unlogged, "with_workers": with_workers, "other_shape": other_shape, "unequal_shares": unequal_shares,
 }  # fmt: skip
 
 
@@ -150,6 +221,7 @@ def rank_dies(rank: int, size: int, way: str, path: str, data: str) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    os.environ["TORCH_FR_BUFFER_SIZE"] = "100"  # as jobs.rendezvous does
     if size > 1:
         shared = dist.FileStore(f"{path}/store", size)
         dist.init_process_group("gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=30))
@@ -158,7 +230,7 @@ def rank_dies(rank: int, size: int, way: str, path: str, data: str) -> None:
     sys.stderr.flush()
 
 
-def die(way: str, run: RunFolder, data: Path, size: int = 1) -> list[int]:
+def die(way: str, run: RunFolder, data: Path, size: int = 1, patience: float = 60) -> list[int]:
     """Exit codes of the ranks; the first that failed ends the others, as the launcher does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.monitoring.dying"])
@@ -168,7 +240,7 @@ def die(way: str, run: RunFolder, data: Path, size: int = 1) -> list[int]:
     ]
     for rank in ranks:
         rank.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience
     while not any(rank.exitcode for rank in ranks) and any(rank.is_alive() for rank in ranks):
         assert time.monotonic() < deadline, f"'{way}' did not end"
         time.sleep(0.02)

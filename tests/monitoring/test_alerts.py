@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 from monitoring.alerts import TOLD, Alerts, read_alerts
 from monitoring.overview import look
 from pipeline.errors import UserError
+from tests.conftest import ROOT
 from tests.monitoring.run_factory import attempt, end, finished_run, kill_writer, make_run
 
 
@@ -37,6 +41,62 @@ def server():
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+class Mail(socketserver.StreamRequestHandler):
+    """As much of a mail server as a client needs to be served (RFC 5321); what came is kept."""
+
+    got: list[str]
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 here\r\n")
+        while line := self.rfile.readline().strip().upper():
+            if line == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                text = b"".join(iter(self.rfile.readline, b".\r\n"))
+                self.got.append(text.decode())
+            self.wfile.write(b"221 bye\r\n" if line == b"QUIT" else b"250 ok\r\n")
+
+
+@pytest.fixture
+def mail_server():
+    """(host:port, the mails that came)."""
+    handler = type("Kept", (Mail,), {"got": []})
+    with socketserver.TCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}", handler.got
+        server.shutdown()
+        thread.join()
+
+
+def test_the_readmes_example_reaches_everybody(tmp_path, server, mail_server, monkeypatch):
+    """As it stands there, but for the addresses: a push message, a chat's hook, a mail, a program."""
+    address, got = server
+    (example,) = re.findall(r"```yaml\n(to:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example.count("https://") == 2
+    example = re.sub(r"https://[^/]+", address, example)
+    example = example.replace("mail: me@example.org ", f"mail: me@example.org\n    smtp: {mail_server[0]}")
+    window = tmp_path / "bin" / "notify-send"
+    window.parent.mkdir()
+    window.write_text(f'#!/bin/sh\nprintf "%s|%s" "$1" "$2" > "{tmp_path}/window"\n')
+    window.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{window.parent}:{os.environ['PATH']}")
+    told, root = config(tmp_path, example), tmp_path / "runs"
+    run = make_run(root)
+    attempt(run, 0, 20)
+    Alerts(told, root).tell(look(root))
+    end(run, "failed", 20, message="the loss is nan on rank 3 at step 20")
+    for _ in range(2):
+        Alerts(told, root).tell(look(root))
+    name, text = run.name, "failed; the loss is nan on rank 3 at step 20"
+    assert got == [
+        ("/our-lab-4711", name, text.encode()),
+        ("/hooks/abc", "", json.dumps({"text": f"{name}: {text}"}).encode()),
+    ]
+    (mail,) = mail_server[1]
+    assert f"Subject: {name}" in mail and "To: me@example.org" in mail and text in mail
+    assert (tmp_path / "window").read_text() == f"{name}|{text}"
 
 
 def config(tmp_path: Path, text: str):

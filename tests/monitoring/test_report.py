@@ -11,7 +11,7 @@ import pytest
 
 from monitoring import report
 from monitoring.curves import thin
-from monitoring.ledger import KINDS, Account, ledger, month_of, spans_of, totals
+from monitoring.ledger import KINDS, Account, energy_of, ledger, month_of, spans_of, totals
 from monitoring.page import LARGEST, embedded, render
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -168,3 +168,19 @@ def test_a_month_takes_its_part_of_a_run_that_goes_beyond_it(tmp_path):
     assert totals(november, "system")["dismix"].held == november[0].account.held
     done = command("monitoring/report.py", "--month", "2026-12", "--runs", tmp_path)
     assert done.returncode == 0 and "system dismix" in done.stdout and "4.00" in done.stdout, done
+
+
+def test_energy_is_what_each_attempt_has_counted_and_a_month_takes_its_part(tmp_path):
+    begin, after = month_of("2026-11")
+    length = after - begin
+    line = [(1, 200, {"gpu/energy_kwh": 0.5}), (2, 300, {"gpu/energy_kwh": 2.0}), (3, 301, {"train/loss": 1.0})]
+    over = [(3, length - 60, {"gpu/energy_kwh": 1.0}), (4, length + 60, {"gpu/energy_kwh": 1.25})]
+    ended = {"event": "end", "time": length + 60, "attempt": 2, "reason": "complete", "step": 4}
+    run = written(tmp_path, [*begins(1, 100, 0), *begins(2, length - 90, 2), ended], {1: line, 2: over})
+    assert energy_of(run) == pytest.approx(3.25)
+    (november,), (december,) = (ledger(list_runs(tmp_path), *month_of(m)) for m in ("2026-11", "2026-12"))
+    assert (november.account.energy, december.account.energy) == (pytest.approx(3.0), pytest.approx(0.25))
+    assert totals([november, december], "system")["dismix"].energy == pytest.approx(3.25)
+    done = command("monitoring/report.py", "--month", "2026-11", "--runs", tmp_path)
+    assert "kWh of GPUs" in done.stdout and "3.00" in done.stdout, done
+    assert "3.25 kWh" in render(run, None)

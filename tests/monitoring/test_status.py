@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -12,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from monitoring import status
 from monitoring.overview import CACHE, Standing, look
 from monitoring.recent import BestValidation, read_recent
+from monitoring.screen import screen
 from monitoring.slurm_jobs import ANSWER, accounted, ask
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -68,6 +71,29 @@ def test_a_run_that_trains_shows_where_it_is_and_how_it_does(tmp_path):
     assert row.loss == pytest.approx(1.0) and row.loss_change == pytest.approx(-0.486, abs=0.01)
     assert (row.best_validation, row.best_validation_step) == (1.2, 600)
     assert row.checkpoint_age == pytest.approx(0, abs=30) and row.health == []
+
+
+def shown(root: Path) -> str:
+    console = Console(width=220, file=io.StringIO())
+    console.print(screen(look(root), everything=True))
+    return console.file.getvalue()
+
+
+def test_gpus_arithmetic_and_warnings_are_shown_where_there_are_any(tmp_path):
+    run = make_run(tmp_path)
+    attempt(run, 0, 20, lambda step: {"train/loss": 1.0, "time/mfu": 0.37})
+    beat(run, 20, warnings=[], gpu=None)
+    assert "GPU " not in shown(tmp_path).replace("GPU-hours", "") and "37%" in shown(tmp_path)
+    gpu = {"count": 2, "use": 0.94, "memory": 60 << 30, "memory_total": 80 << 30, "power_w": 612.5, "energy_kwh": 1.5}
+    slow = "rank 3 on node n2 holds the others up: 0.5 s of its own a step, theirs take 0.2 s"
+    beat(run, 20, warnings=[slow], gpu=gpu)
+    row = standing(tmp_path)
+    assert (row.mfu, row.gpu_use, row.gpu_memory, row.gpu_power) == (0.37, 0.94, 0.75, 612.5)
+    assert row.health == [slow]
+    for words in ("MFU", "GPU MEM", "94%", "75%", slow):
+        assert words in shown(tmp_path)
+    end(run, "complete", 20)
+    assert "94%" not in shown(tmp_path), "what was is not what is"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import pytest
 
 from monitoring import why
 from monitoring.causes import ALONE, CATALOGUE, cause_of
+from monitoring.overview import Reading
+from monitoring.page import render
 from monitoring.why import judge
 from pipeline.config import Rollback
 from pipeline.health import trouble
 from pipeline.runs import RunFolder
 from tests.conftest import command
-from tests.monitoring.dying import NODE, die
+from tests.monitoring.dying import HANG, NODE, die
 from tests.monitoring.run_factory import attempt, end, finished_run, kill_writer, make_run
 from tests.pipeline.shard_factory import write_dataset
 from tests.pipeline.stack import config_of
@@ -36,6 +38,10 @@ def data(tmp_path) -> Path:
     write_dataset(tmp_path / "data", [64])
     return write_dataset(tmp_path / "data", [16], "valid").folder
 
+
+WITHOUT_NODE = {
+    "interrupted", "time_limit", "terminated", "disk_full", "not_finite", "spike", "killed", "segfault", "superseded",
+}  # fmt: skip
 
 # -- real deaths --------------------------------------------------------------------------------------------------
 
@@ -59,14 +65,19 @@ def data(tmp_path) -> Path:
         ("SIGINT", "interrupted", "end interrupted"),
         ("SIGUSR2", "time_limit", "end warned"),
         ("SIGTERM", "terminated", "end terminated"),
+        ("leap", "spike", "the loss leapt to"),
+        ("superseded", "superseded", "superseded"),
+        ("with_workers", "loader_worker", "Loader worker"),
+        ("other_shape", "other_architecture", "do not fit this config"),
+        ("unequal_shares", "user_error", "cannot be shared equally by 3 processes"),
     ],
 )
 def test_a_training_that_died_is_made_out(run, data, way, cause, said):
     die(way, run, data)
     verdict = judge(run)
     assert (verdict.cause, said in verdict.said) == (cause, True), verdict
-    assert run.name in verdict.do or "python" not in verdict.do
-    if cause not in ("interrupted", "time_limit", "terminated", "disk_full", "not_finite", "killed", "segfault"):
+    assert run.path.parent.name in verdict.do or "python" not in verdict.do
+    if cause not in WITHOUT_NODE:
         assert (verdict.rank, verdict.node) == (0, NODE)
 
 
@@ -77,14 +88,77 @@ def test_of_two_ranks_the_one_that_was_killed_is_named_and_not_the_one_that_comp
     assert [e["rank"] for e in run.history() if e["event"] == "rank_failed"] == [0], "the other complained, too"
 
 
+def test_where_a_rank_left_without_a_word_the_other_ones_complaint_is_all_there_is(run, data):
+    die("rank 1 leaves", run, data, 2)
+    verdict = judge(run)
+    assert (verdict.cause, verdict.rank) == ("lost_peer", 0), verdict
+
+
 @pytest.mark.parametrize(
     ("way", "why_it"), [("rank 1 sleeps", "it stands in sleep"), ("rank 1 is stopped", "it wrote down no stacks")]
 )
-def test_of_a_hang_the_rank_that_waits_for_nobody_is_named(run, data, way, why_it):
+def test_of_a_hang_the_rank_that_waits_for_nobody_is_named_within_twice_the_threshold(run, data, way, why_it):
     die(way, run, data, 2)
     verdict = judge(run)
     assert (verdict.cause, verdict.rank) == ("hang", 1), verdict
     assert f"rank 1: {why_it}" in verdict.also[0]
+    hung = next(e for e in run.history() if e["event"] == "hung")
+    last = run.heartbeat()["time"]  # the heart beats on while a step hangs
+    assert HANG <= hung["limit_s"] <= hung["silent_s"] < 2 * hung["limit_s"] and abs(last - hung["time"]) < 10
+    if way == "rank 1 sleeps":  # it could still tell; both did
+        assert re.match(r"rank 1 never entered collective \d+ of group .*; rank 0 waits in it$", verdict.also[1])
+
+
+def test_where_the_stacks_tell_no_ranks_apart_the_flight_recorders_do(run, data):
+    die("rank 1 sleeps", run, data, 2)
+    for path in run.logs.glob("hung_rank*.txt"):
+        path.write_text("Thread 0x1:\n  nothing that is known\n")
+    verdict = judge(run)
+    assert verdict.rank == 1 and "never entered collective" in verdict.also[0], verdict
+    step = next(e for e in run.history() if e["event"] == "hung")["after_step"]
+    (run.logs / f"hung_rank1_step{step}_collectives.json").write_text(
+        '{"gloo": {"entries": [7, {"process_group": 1}]}}'
+    )
+    assert judge(run).cause == "hang", "what a stranger wrote there is no reason to stumble"
+
+
+def test_what_nccl_left_is_named_and_never_opened(run):
+    attempt(run, 0, 20)
+    kill_writer(run)
+    run.record("rank_failed", rank=0, node="n1", error="DistBackendError", message="NCCL error: ncclSystemError: x")
+    (run.logs / "nccl_trace_rank_0").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    verdict = judge(run)
+    assert verdict.cause == "nccl" and verdict.also[-1].endswith(f"torchfrtrace --prefix nccl_trace_rank_ {run.logs}")
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("rank 1 is nan", "the loss is nan on rank 1 at step 3;"),
+        ("rank 1 is nan, logged later", "the loss is nan on rank 1 (first at step 3) at step 4;"),  # of both, by then
+    ],
+)
+def test_of_a_loss_that_is_not_finite_the_rank_is_named_on_which_it_began(run, data, way, said):
+    die(way, run, data, 2)
+    verdict = judge(run)
+    assert (verdict.cause, verdict.rank) == ("not_finite", 1), verdict
+    assert said in verdict.said
+    ended = next(e for e in run.history() if e["event"] == "end")
+    began = next(e for e in run.history() if e["event"] == "attempt")
+    assert (ended["rank"], ended["time"] - began["time"] < 60) == (1, True)
+
+
+def test_a_slow_rank_is_told_by_every_command_while_it_trains_and_afterwards(run, data, tmp_path):
+    """Whoever is slow waits for nobody: by its own time of a step it is known, for all ranks step alike."""
+    assert die("rank 1 is slow", run, data, 2) == [0, 0]
+    warned = [e for e in run.history() if e["event"] == "warning" and e["what"] == "slow_rank"]
+    assert [e["rank"] for e in warned] == [1], run.history()
+    words = f"rank 1 on node {warned[0]['node']} holds the others up"
+    assert words in judge(run).also[0]
+    assert words in render(run, None)
+    row = Reading.of(run, time.time(), mirrored=False, kept={})
+    assert words in run.heartbeat()["warnings"][0] and row.heartbeat["warnings"]
 
 
 # -- real ends of SLURM jobs --------------------------------------------------------------------------------------
