@@ -2,9 +2,9 @@
 
     python -m benchmarks.alarm [--repeats 3]
 
-The hang: rank 1 sleeps in its third step; from its last sign of life to the event in the run's history, over the threshold
-(the larger of ``trainer.hang_seconds``, here two seconds, and ten usual steps). The loss: rank 1's is NaN from a moment on, in a run that logs and saves its loss never; from
-that moment to the event. And whether the right rank is named.
+The hang: rank 1 sleeps in its third step; from its last sign of life to the event in the run's history, over the threshold (the larger
+of ``trainer.hang_seconds``, here two seconds, and ten usual steps). The loss: rank 1's is NaN from a moment on, in a run that logs and
+saves its loss never; from that moment to the event. And whether the right rank is named.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.runs import RunFolder
 
 POINTS = 1200  # a curve, after thinning
 COLOURS = {"train": "#4477aa", "valid": "#cc6677", "time": "#228833"}
+DECADES = 100.0  # between the largest and the smallest value
+APART = 5.0  # between the middles of two curves
 OTHER = 0.45  # opacity of the run that is compared with
 
 Series = list[tuple[int, float]]  # (step, value)
@@ -97,6 +100,9 @@ def draw(frame: Frame, width: float, height: float) -> bytes:
 
 
 def _spans_decades(curves: Iterable[Series]) -> bool:
-    """Whether values are positive and so far apart that only a logarithmic axis shows the low ones."""
-    values = [value for series in curves for _, value in series if math.isfinite(value)]
-    return bool(values) and min(values) > 0 and max(values) > 100 * min(values)
+    """Whether values are positive and so far apart that only a logarithmic axis shows the low ones, or how a low curve moves."""
+    finite = [values for series in curves if (values := [v for _, v in series if math.isfinite(v)])]
+    if not finite or min(map(min, finite)) <= 0:
+        return False
+    middles = [statistics.median(values) for values in finite]
+    return max(map(max, finite)) > DECADES * min(map(min, finite)) or max(middles) > APART * min(middles)

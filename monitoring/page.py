@@ -183,7 +183,7 @@ def row_of(attempt: Attempt, later: Sequence[Attempt]) -> dict[str, str]:
         "startup": f"{startup:.1f} s" if startup else "",
         "lasted": "" if until is None else duration(until - attempt.born),
         "how": f"{how}: {attempt.message}" if attempt.message else how,
-        "where": f"{', '.join(attempt.nodes) or attempt.host}, {attempt.world_size} processes"
+        "where": f"{', '.join(attempt.nodes) or attempt.host}, {attempt.world_size} process{'es' * (attempt.world_size > 1)}"
         + (f", job {attempt.job}" if attempt.job else ""),
     }
 

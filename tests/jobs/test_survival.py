@@ -52,7 +52,8 @@ def test_a_signal_saves_at_the_step_and_the_same_command_goes_on_from_it(undistu
     assert end["reason"] == {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     assert (lab.run.checkpoints / f"step_{end['step']:09d}").is_dir(), "saved at the very step"
     output = lab.finish(2)
-    assert f"resuming after step {end['step']} " in output
+    words = f"resuming after step {end['step']} "
+    assert words in output and any(words in log.read_text() for log in lab.run.logs.glob("local_*_rank0.log"))
     assert lab.final_hashes() == undisturbed.final_hashes()
 
 
