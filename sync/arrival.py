@@ -12,19 +12,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from sync.far import HASH, hash_of
-from sync.host import PARTIAL, Host
+from sync.far import HASH, hash_all
+from sync.host import Host
 from sync.parts import CHECKPOINT, GROWING, MANIFEST, Files
-from sync.progress import Transfer
+from sync.progress import transfer
 from sync.pulled import Entry, Pulled, Record
+from sync.rsync import PARTIAL
 
 ROUNDS = 3  # of fetching what changed on the way
-THREADS = 4  # that hash
 TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}", re.DOTALL)  # rsync's name for a file on its way
 RUN = re.compile(r"([^/]+/[^/]+)/(.+)", re.DOTALL)  # a file's name below the root: its run, and its name there
 
@@ -59,13 +57,13 @@ def bring(
     arrived = Arrived()
     tidy(pulled.incoming, files)
     wanted = dict(files)
-    with Transfer(what, sum(size for size, _ in files.values())) as transfer:
+    with transfer(what, sum(size for size, _ in files.values())) as told:
         for turn in range(ROUNDS):
             if not wanted:
                 break
             if turn == 0 and not afresh:
                 _lend(pulled, wanted)
-            host.fetch(there, sorted(wanted), pulled.incoming, options=options, told=transfer.told)
+            host.fetch(there, sorted(wanted), pulled.incoming, options=options, told=told)
             wanted = _take(host, there, pulled, wanted, arrived)
     arrived.unsteady = sorted(wanted)
     return arrived
@@ -108,21 +106,21 @@ def _take(host: Host, there: str, pulled: Pulled, wanted: Files, arrived: Arrive
     lengths = [(name, staged[name] if _grows(name) else None) for name in sorted(staged)]
     # Of what did not come only whether it is there.
     lengths += [(name, 0) for name in sorted(wanted.keys() - staged.keys())]
+    algorithm, replies = host.hashes(there, lengths)
+    own = _own_hashes(pulled.incoming, staged, HASH)
+    compared = own if algorithm == HASH else _own_hashes(pulled.incoming, staged, algorithm)
     good: Record = {}
     again: Files = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        replies = list(host.hashes(there, lengths))
-        hashed = pool.map(lambda reply: _own_hash(pulled.incoming / reply[0], *reply[1:]), replies)
-        for (name, algorithm, facts), own in zip(replies, hashed, strict=True):
-            if facts is None:
-                arrived.gone.append(name)
-            elif own is None:
-                again[name] = wanted[name]
-            else:
-                changed = facts[1] if facts[0] == staged[name] else -1
-                good[name] = Entry(staged[name], own, changed, 0, "" if algorithm == HASH else facts[2])
-            if name not in good:
-                (pulled.incoming / name).unlink(missing_ok=True)
+    for name, facts in replies:
+        if facts is None:
+            arrived.gone.append(name)
+        elif name not in staged or compared[name] != facts[2]:
+            again[name] = wanted[name]
+        else:
+            changed = facts[1] if facts[0] == staged[name] else -1
+            good[name] = Entry(staged[name], own[name], changed, 0, "" if algorithm == HASH else facts[2])
+        if name not in good:
+            (pulled.incoming / name).unlink(missing_ok=True)
     publish(pulled, good)
     arrived.files += len(good)
     arrived.size += sum(entry.size for entry in good.values())
@@ -134,12 +132,9 @@ def _grows(name: str) -> bool:
     return match is not None and GROWING.fullmatch(match[2]) is not None
 
 
-def _own_hash(path: Path, algorithm: str, facts: list[Any] | None) -> str | None:
-    """The xxh3_128 of a file that has the hash that it has there; None where it has not, or is not here or not there."""
-    own = hash_of(str(path), algorithm)
-    if facts is None or own is None or own[2] != facts[2]:
-        return None
-    return str(own[2] if algorithm == HASH else hash_of(str(path), HASH)[2])
+def _own_hashes(folder: Path, names: Iterable[str], algorithm: str) -> dict[str, str]:
+    hashed = hash_all(str(folder), [(name, None) for name in sorted(names)], algorithm)
+    return {name: facts[2] for name, facts in hashed}
 
 
 def publish(pulled: Pulled, entries: Record) -> None:
