@@ -28,6 +28,7 @@ class Journal:
     def __init__(self, path: Path, attempt: int, after_step: int) -> None:
         self.path = path
         self.trouble: str | None = None
+        self._torn = False  # the disk was full in the middle of a line
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._write({"attempt": attempt, "after_step": after_step, "time": time.time()})
 
@@ -36,8 +37,13 @@ class Journal:
         self._write({"step": step, "time": round(time.time(), 3), "metrics": values})
 
     def _write(self, tree: Any) -> None:
+        line = json.dumps(tree).encode() + b"\n"
+        rest = b"\n" + line if self._torn else line  # half a line must not swallow the next
         try:
-            os.write(self._fd, json.dumps(tree).encode() + b"\n")
+            while rest:
+                written = os.write(self._fd, rest)  # all of it, unless the disk fills up: then the second one says why
+                rest = rest[written:]
+                self._torn = bool(rest)
         except OSError as error:
             self.trouble = f"{self.path}: {error.strerror}; metrics of this step are lost, training goes on"
 

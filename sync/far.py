@@ -44,8 +44,8 @@ def list_files(folder, tops=("*",)):
     found: dict = {}
     for entry in _entries(to_bytes(folder)):
         name = to_text(entry.name)
-        if any(fnmatch.fnmatchcase(name, top) for top in tops):
-            _add(entry, name, name.startswith("code"), found)
+        if name[0] != "." and any(fnmatch.fnmatchcase(name, top) for top in tops):
+            _add([entry], "", name.startswith("code"), found)
     return found
 
 
@@ -57,25 +57,27 @@ def _entries(folder):
         return []  # pruned while we looked
 
 
-def _add(entry, name, hidden_too, found):
-    if name.startswith(".") or (not hidden_too and "/." in name):
-        return
-    if entry.is_dir(follow_symlinks=False):
-        for inner in _entries(entry.path):
-            _add(inner, name + "/" + to_text(inner.name), hidden_too, found)
-    elif entry.is_file(follow_symlinks=False):
-        try:
-            stat = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        found[name] = [stat.st_size, stat.st_mtime_ns]
+def _add(entries, above, hidden_too, found):
+    """Note the files among ``entries`` and below them; ``above``: the name of the folder that they are in, with a slash."""
+    for entry in entries:
+        if entry.name[:1] == b"." and not hidden_too:
+            continue
+        name = above + to_text(entry.name)
+        if entry.is_file(follow_symlinks=False):
+            try:
+                stat = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found[name] = [stat.st_size, stat.st_mtime_ns]
+        elif entry.is_dir(follow_symlinks=False):
+            _add(_entries(entry.path), name + "/", hidden_too, found)
 
 
 def digest_of(files):
-    """A short word for a listing: another one where any name, size or time is another."""
+    """A short word for a listing: another one where any name, size or time is another (or their order, which costs a look)."""
     import hashlib  # late: it loads OpenSSL
 
-    return hashlib.blake2b(json.dumps(sorted(files.items())).encode("ascii"), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(files).encode("ascii"), digest_size=16).hexdigest()
 
 
 def run_names(root):

@@ -89,14 +89,18 @@ def test_killed_at_random_moments_one_retry_converges(far: FarSide, kills):
     began = time.monotonic()
     assert pulls.run(None) == 0
     whole = time.monotonic() - began
-    cut = 0
+    cut = turn = 0
     try:
-        for turn in range(1, kills + 1):
+        while cut < kills:
+            turn += 1
+            assert turn <= 10 * kills, "hardly a pull was cut"
             change(far, run, turn, versions)
             kill = (draw.uniform(0, whole), draw.choice((signal.SIGTERM, signal.SIGKILL)), draw.random() < 0.5)
-            cut += pulls.run(kill) != 0
+            # Others work on this machine, too: what was whole at that moment takes less now, what was not may take more.
+            done = pulls.run(kill) == 0
+            whole = kill[0] if done else 1.1 * whole
+            cut += not done
             check(far, versions)
-        assert cut > kills / 3, "most pulls were cut, so the test tests something"
         assert pulls.run(None) == 0
     finally:
         pulls.close()
