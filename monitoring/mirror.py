@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.run_facts import STATUS, RunFacts, read_run
-from monitoring.run_rows import Change, Row, RunRows, milliseconds
+from monitoring.run_rows import Change, Row, RunRows, journals, milliseconds
 from pipeline.errors import UserError
 from pipeline.runs import RUN_ID, RunFolder
 
@@ -123,7 +123,7 @@ class Mirror:
 def _signature(run: RunFolder) -> Any:
     """Changes whenever a file that is mirrored changes, or the run's writer comes or goes."""
     files = [run.config_file, run.history_file, run.lease_file, run.evaluation_file]
-    files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in shown_files(run))]
+    files += [*journals(run), *(path for _, path in shown_files(run))]
     return [_stamp(path) for path in files], run.writer() is not None, run.pulled() is not None
 
 

@@ -110,7 +110,7 @@ class RunFolder:
         return attempt
 
     def _new_journal(self) -> int:
-        attempt = self._newest_attempt() + 1
+        attempt = self.newest_attempt() + 1
         while True:
             try:
                 os.close(os.open(self.journal_file(attempt), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -124,9 +124,9 @@ class RunFolder:
         ``lease.json`` may lag behind, never lead: it is looked at, too, because a shared file system may list a folder from its cache.
         """
         lease = read_json(self.lease_file)
-        return attempt >= self._newest_attempt() and (lease is None or lease["attempt"] <= attempt)
+        return attempt >= self.newest_attempt() and (lease is None or lease["attempt"] <= attempt)
 
-    def _newest_attempt(self) -> int:
+    def newest_attempt(self) -> int:
         with os.scandir(self.metrics) as entries:
             numbers = [int(match[1]) for entry in entries if (match := JOURNAL.fullmatch(entry.name))]
         return max(numbers, default=0)
