@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -90,19 +91,21 @@ def tidy(incoming: Path, files: Files) -> None:
 
 def _lend(pulled: Pulled, files: Files) -> None:
     """Put what lies here already under the incoming names (as links), so that only what is new travels: rsync never writes into a file."""
+    root, incoming = str(pulled.root), str(pulled.incoming)
     for name in files:
-        place, aside = pulled.root / name, pulled.incoming / name
-        if place.is_file() and not place.is_symlink() and not aside.exists():
-            aside.parent.mkdir(parents=True, exist_ok=True)
+        place, aside = os.path.join(root, name), os.path.join(incoming, name)
+        if os.path.isfile(place) and not os.path.islink(place) and not os.path.exists(aside):
+            os.makedirs(os.path.dirname(aside), exist_ok=True)
             try:
-                aside.hardlink_to(place)
+                os.link(place, aside)
             except OSError:  # a file system without hard links
                 shutil.copy2(place, aside)
 
 
 def _take(host: Host, there: str, pulled: Pulled, wanted: Files, arrived: Arrived) -> Files:
     """Give names to the files that are what they are there; returns those that must come again."""
-    staged = {name: (pulled.incoming / name).stat().st_size for name in wanted if (pulled.incoming / name).is_file()}
+    paths = {name: os.path.join(str(pulled.incoming), name) for name in wanted}
+    staged = {name: os.path.getsize(path) for name, path in paths.items() if os.path.isfile(path)}
     lengths = [(name, staged[name] if _grows(name) else None) for name in sorted(staged)]
     # Of what did not come only whether it is there.
     lengths += [(name, 0) for name in sorted(wanted.keys() - staged.keys())]
@@ -119,8 +122,8 @@ def _take(host: Host, there: str, pulled: Pulled, wanted: Files, arrived: Arrive
         else:
             changed = facts[1] if facts[0] == staged[name] else -1
             good[name] = Entry(staged[name], own[name], changed, 0, "" if algorithm == HASH else facts[2])
-        if name not in good:
-            (pulled.incoming / name).unlink(missing_ok=True)
+        if name in staged and name not in good:
+            os.unlink(paths[name])
     publish(pulled, good)
     arrived.files += len(good)
     arrived.size += sum(entry.size for entry in good.values())
@@ -143,19 +146,19 @@ def publish(pulled: Pulled, entries: Record) -> None:
         (pulled.root / name).parent.mkdir(parents=True, exist_ok=True)
         (pulled.incoming / name).rename(pulled.root / name)
     records: dict[str, Record] = {}
+    root, incoming = str(pulled.root), str(pulled.incoming)
+    for folder in {os.path.dirname(name) for name in entries}:
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
     for name in sorted(entries, key=lambda name: (name.endswith(f"/{MANIFEST}"), name)):
-        place, aside = pulled.root / name, pulled.incoming / name
-        if aside.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            aside.replace(place)
-            aside.unlink(
-                missing_ok=True
-            )  # a lent file that came back unchanged: renaming a link to itself does nothing
+        place, aside = os.path.join(root, name), os.path.join(incoming, name)
+        if os.path.exists(aside):
+            os.replace(aside, place)
+            with suppress(FileNotFoundError):
+                os.unlink(aside)  # a lent file that came back unchanged: renaming a link to itself does nothing
         match = RUN.fullmatch(name)
         assert match is not None
-        entry = entries[name]
-        record = records.setdefault(match[1], {})
-        record[match[2]] = replace(entry, changed_here=place.stat().st_mtime_ns)
+        arrived = replace(entries[name], changed_here=os.stat(place).st_mtime_ns)
+        records.setdefault(match[1], {})[match[2]] = arrived
     for run, record in records.items():
         pulled.write_record(run, {**pulled.record(run), **record})
 

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Pulled:
     def write_record(self, run: str, record: Record) -> None:
         path = self.record_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = {name: astuple(entry) for name, entry in sorted(record.items())}
+        files = {name: list(vars(entry).values()) for name, entry in sorted(record.items())}
         write_atomic(path, sealed({"format": FORMAT, "run": run, "files": files}))
 
     def digest_here(self, run: str, tops: list[str]) -> str:
