@@ -37,7 +37,7 @@ OWN_TAGS = (
 VIEW = "slurmphony"
 COLUMNS = (
     "attributes.`Duration`", "tags.`state`", "tags.`cluster`", "tags.`attempts`", "metrics.`train/loss`", "metrics.`valid/loss`",
-    "metrics.`time/steps_per_s`", "params.`optimizer.lr`", "params.`data.batch_size`", "params.`seed`",
+    "metrics.`time/steps_per_s`", "params.`optimizer.lr`", "params.`data.batch_size`",
 )  # fmt: skip
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # without it MLflow's page first asks what kind of experiment this is
