@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jobs.clusters
+import jobs.profiles
 from pipeline.errors import run_command
 from sync import pull, verify
 from tests.monitoring.run_factory import finished_run
@@ -48,7 +48,7 @@ def main() -> int:
     args = parser.parse_args()
     with contextlib.contextmanager(login_node)() as far:
         os.environ.update({name: far.environment[name] for name in ("PATH", "HOME")})
-        jobs.clusters.PROFILES = far.profiles
+        jobs.profiles.PROFILES = far.profiles
         with_environment(far)
         run = finished_run(far.runs)
         for number in range(args.files):

@@ -40,7 +40,7 @@ def main() -> None:
         raise UserError(f"no demo corpus '{args.dataset}'.{nearest(args.dataset, DATASETS)} There are: {known}.")
     module = importlib.import_module(DATASETS[args.dataset])
     tracks, start = module.DEFAULT_TRACKS if args.tracks is None else args.tracks, time.monotonic()
-    from data_prep.progress import Progress  # late: rich is not needed for --help
+    from pipeline.progress import Progress  # late: rich is not needed for --help
 
     done = 0
     with Progress("rendering", "tracks", tracks) as progress:

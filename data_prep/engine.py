@@ -28,13 +28,13 @@ from data_prep.claims import HEARTBEAT, Claims, depart, enter, leave, stay
 from data_prep.commits import WORK, Committed, done, publish, remove_shard, shard_files
 from data_prep.hashing import forget_others, hash_inputs
 from data_prep.plan import PLAN_NAME, Plan, PlannedShard, make_plan, read_plan
-from data_prep.progress import Progress
 from data_prep.shards import differences
 from data_prep.stage import Input, Stage
 from data_prep.worker import POLL, Task, pause, taken_over, work_off, worker_main
 from pipeline.errors import RunFailed, UserError
 from pipeline.files import fsync_folder
 from pipeline.manifest import MANIFEST
+from pipeline.progress import Progress
 
 ALWAYS_ALLOWED = 3  # quarantined inputs that stop nobody; see allowed_failures
 

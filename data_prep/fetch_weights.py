@@ -102,7 +102,7 @@ class Server:
 
     def bring(self, file: Published, part: Path) -> tuple[str, list[Expected]]:
         from data_prep.download import download
-        from data_prep.progress import Progress
+        from pipeline.progress import Progress
 
         url = file.url if self._base is None else self._base + file.path
         with Progress(f"fetching {file.path}", "MB", 0) as progress:

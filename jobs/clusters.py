@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from jobs.profiles import profile_file
 from pipeline.config import Section, read_yaml
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 
-PROFILES = Path(__file__).resolve().parent.parent / "configs" / "clusters"
 TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -56,18 +55,9 @@ class Cluster(Section):
     ssh: Ssh | None = None
 
 
-def profile_names() -> list[str]:
-    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
-
-
 def load_cluster(name: str) -> Cluster:
     """The profile ``name``; UserError lists the profiles where there is none, and names a key that is not known."""
-    path = PROFILES / f"{name}.yaml"
-    if name not in profile_names():
-        names = profile_names()
-        raise UserError(
-            f"no cluster '{name}' in configs/clusters/.{nearest(name, names)} There are: {', '.join(names)}."
-        )
+    path = profile_file(name)
     try:
         return Cluster.model_validate(read_yaml(path))
     except ValidationError as error:

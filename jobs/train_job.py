@@ -127,6 +127,7 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     from jobs.configs import load_frozen
     from models import registry
     from monitoring.stream import streaming
+    from monitoring.system import watched
     from pipeline import checkpoint, rng
     from pipeline.distributed import make_fabric
     from pipeline.files import read_json
@@ -141,7 +142,8 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     if not checkpoint.steps(run.checkpoints):
         start_from_others(run, config, module, attempt)
     attempt.startup.mark("model")
-    with streaming(run, os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None):
+    uri = os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None
+    with watched(run, world), streaming(run, uri):
         return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
 
 

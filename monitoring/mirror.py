@@ -10,6 +10,7 @@ Left alone, because they are a person's: a run's name and notes once set, tags o
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.run_facts import STATUS, RunFacts, read_run
-from monitoring.run_rows import Change, Row, RunRows, milliseconds
+from monitoring.run_rows import Change, Row, RunRows, journals, milliseconds
 from pipeline.errors import UserError
 from pipeline.runs import RUN_ID, RunFolder
 
@@ -31,6 +32,17 @@ OWN_TAGS = (
     "state", "message", "attempts", "resumed_after", "changes", "hosts", "job_ids", "nodes", "processes", "data", "folder", "cluster",
     "code_hash", "broken_lines", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.source.git.dirty",
 )  # fmt: skip
+# The columns that the table of runs shows first. MLflow keeps those that somebody chose in his browser; what it keeps in the store
+# is a view that somebody shared, under a key that the page's address names.
+VIEW = "slurmphony"
+COLUMNS = (
+    "attributes.`Duration`", "tags.`state`", "tags.`cluster`", "tags.`attempts`", "metrics.`train/loss`", "metrics.`valid/loss`",
+    "metrics.`time/steps_per_s`", "params.`optimizer.lr`", "params.`data.batch_size`",
+)  # fmt: skip
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # without it MLflow's page first asks what kind of experiment this is
+    f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": COLUMNS}),
+}
 # What a damaged run folder can raise while it is read; its store's troubles come as sqlite3.Error.
 DAMAGED = (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, UserError, sqlite3.Error)
 
@@ -81,11 +93,11 @@ class Mirror:
                     yield self._update_run(RunFolder(config.parent.absolute()))
 
     def front_page(self) -> str:
-        """Where MLflow's pages are best entered: the curves of the only system there is, else the list of systems."""
+        """Where MLflow's pages are best entered: the runs of the only system there is, else the list of systems."""
         query = "SELECT experiment_id FROM experiments WHERE experiment_id <> 0 AND lifecycle_stage = 'active'"
         found = self.store.execute(query).fetchall()
-        charts = f"/{found[0][0]}/runs?compareRunsMode=CHART&" if len(found) == 1 else "?"
-        return f"#/experiments{charts}workflowType=machine_learning"  # its pages open on language models otherwise
+        runs = f"/{found[0][0]}/runs?viewStateShareKey={VIEW}&compareRunsMode=TABLE&" if len(found) == 1 else "?"
+        return f"#/experiments{runs}workflowType=machine_learning"  # its pages open on language models otherwise
 
     def _update_run(self, run: RunFolder) -> Outcome:
         try:
@@ -123,7 +135,7 @@ class Mirror:
 def _signature(run: RunFolder) -> Any:
     """Changes whenever a file that is mirrored changes, or the run's writer comes or goes."""
     files = [run.config_file, run.history_file, run.lease_file, run.evaluation_file]
-    files += [*sorted(run.metrics.glob("attempt_*.jsonl")), *(path for _, path in shown_files(run))]
+    files += [*journals(run), *(path for _, path in shown_files(run))]
     return [_stamp(path) for path in files], run.writer() is not None, run.pulled() is not None
 
 
@@ -234,19 +246,20 @@ def write_run(store: sqlite3.Connection, facts: RunFacts, artifacts: Path, artif
 def _experiment(store: sqlite3.Connection, system: str, artifacts: Path) -> int:
     """The number of the system's experiment, made where it is not there yet."""
     found = store.execute("SELECT experiment_id FROM experiments WHERE name = ?", (system,)).fetchone()
-    if found:
-        return int(found[0])
+    number = int(found[0]) if found else _make_experiment(store, system, artifacts)
+    there = dict(store.execute("SELECT key, value FROM experiment_tags WHERE experiment_id = ?", (number,)))
+    missing = [(key, value, number) for key, value in EXPERIMENT_TAGS.items() if there.get(key) != value]
+    store.executemany("INSERT OR REPLACE INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)", missing)
+    return number
+
+
+def _make_experiment(store: sqlite3.Connection, system: str, artifacts: Path) -> int:
     now = milliseconds(time.time())
     made = store.execute(
         "INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time, last_update_time)"
         " VALUES (?, ?, 'active', ?, ?)",
         (system, (artifacts / "experiments").as_uri(), now, now),
     ).lastrowid
-    # Without it MLflow's page first asks what kind of experiment this is.
-    store.execute(
-        "INSERT INTO experiment_tags (key, value, experiment_id) VALUES ('mlflow.experimentKind', 'custom_model_development', ?)",
-        (made,),
-    )
     return int(made or 0)
 
 

@@ -1,7 +1,8 @@
 """A run's points as the rows of MLflow's metrics table; read again, only what was appended is parsed.
 
 A journal that was replaced by a longer one (as a pull does) is recognised by the hash of the bytes that were read already. What a
-later attempt repeated is dropped from the earlier one, as in ``pipeline.journal.read_journals``.
+later attempt repeated is dropped from the earlier one, as in ``pipeline.journal.read_journals``. What a node was taken for
+(``monitoring.system``) stays, repeated or not.
 """
 
 from __future__ import annotations
@@ -100,25 +101,27 @@ class RunRows:
 
     def read(self) -> Change:
         """Read what is new; ``rows`` are all rows then."""
-        paths = sorted(self._run.metrics.glob("attempt_*.jsonl"))
+        paths = journals(self._run)
         self._files = {path: self._files.get(path) or JournalFile(path) for path in paths}
         added = {file.path: file.read_on(self._names) for file in self._files.values()}
         self.broken = sum(file.broken + file.broken_tail for file in self._files.values())
-        attempts = [file for file in self._files.values() if file.head is not None and "attempt" in file.head]
-        ends = {file.path: _end(attempts[i + 1 :]) for i, file in enumerate(attempts)}
-        tails = {row for file in attempts for row in file.tail if row[2] <= ends[file.path]}
+        files = [file for file in self._files.values() if file.head is not None and "attempt" in file.head]
+        attempts = [file for file in files if file.path.name.startswith("attempt")]
+        ends = dict.fromkeys((file.path for file in files), math.inf)
+        ends |= {file.path: _end(attempts[i + 1 :]) for i, file in enumerate(attempts)}
+        tails = {row for file in files for row in file.tail if row[2] <= ends[file.path]}
         evaluation = evaluation_rows(self._run)
         fresh = {row for path, end in ends.items() for row in added[path] or () if row[2] <= end}
         if ends != self._ends or None in added.values() or self._tails - tails - fresh:
-            change = self._rebuild(attempts, ends, tails | evaluation)
+            change = self._rebuild(files, ends, tails | evaluation)
         else:
             change = self._add(fresh | tails | evaluation, self._evaluation - evaluation)
         self._ends, self._tails, self._evaluation = ends, tails, evaluation
         return change
 
-    def _rebuild(self, attempts: list[JournalFile], ends: dict[Path, float], others: set[Row]) -> Change:
+    def _rebuild(self, files: list[JournalFile], ends: dict[Path, float], others: set[Row]) -> Change:
         before = self.rows
-        self.rows = {row for file in attempts for row in file.rows if row[2] <= ends[file.path]} | others
+        self.rows = {row for file in files for row in file.rows if row[2] <= ends[file.path]} | others
         return Change(self.rows - before, before - self.rows)
 
     def _add(self, wanted: set[Row], unwanted: set[Row]) -> Change:
@@ -126,6 +129,11 @@ class RunRows:
         self.rows |= new
         self.rows -= gone
         return Change(new, gone)
+
+
+def journals(run: RunFolder) -> list[Path]:
+    """What training wrote, an attempt each, and what was measured beside it."""
+    return sorted([*run.metrics.glob("attempt_*.jsonl"), *run.metrics.glob("system_*.jsonl")])
 
 
 def _end(later: list[JournalFile]) -> float:

@@ -12,15 +12,14 @@ import argparse
 import math
 import os
 import select
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitoring.run_facts import STATUS, RunFacts, read_run
 from monitoring.run_rows import Row, RunRows
+from monitoring.sidecar import beside, stand_back
 from pipeline.errors import UserError, run_command
 from pipeline.runs import RunFolder, find_run, runs_root
 
@@ -115,27 +114,12 @@ def _metric(row: Row) -> Metric:
 @contextmanager
 def streaming(run: RunFolder, uri: str | None) -> Iterator[None]:
     """Within the block a process streams ``run`` to the server at ``uri``, if that is one. Never raises, never waits."""
-    process = None
-    if uri and uri.startswith(("http://", "https://")):
-        command = [sys.executable, "-m", "monitoring.stream", str(run.path), "--to", uri, "--until-closed"]
-        try:
-            with (run.logs / "stream.log").open("ab") as log:
-                process = subprocess.Popen(
-                    command,
-                    env={**os.environ, **QUICK},
-                    stdin=subprocess.PIPE,  # closes when the training is gone, whatever took it
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            print(f"no points go to {uri}: {error}; the journal has them all.", file=sys.stderr)
-    try:
+    if not uri or not uri.startswith(("http://", "https://")):
         yield
-    finally:
-        if process and process.stdin:
-            with suppress(OSError):
-                process.stdin.close()
+        return
+    words = ["monitoring.stream", str(run.path), "--to", uri, "--until-closed"]
+    with beside(words, run.logs / "stream.log", QUICK):
+        yield
 
 
 def follow(outlet: Outlet, *, until_closed: bool) -> None:
@@ -176,10 +160,8 @@ def main() -> int:
     if args.once:
         print(f"{outlet.send()} points sent", file=sys.stderr)
         return 0
-    if args.until_closed:  # the scheduler's signals are for the training
-        os.nice(19)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
+    if args.until_closed:
+        stand_back()
     follow(outlet, until_closed=args.until_closed)
     return 0
 

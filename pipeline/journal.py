@@ -23,11 +23,16 @@ from pipeline.files import read_lines
 
 
 class Journal:
-    """The writer of one attempt's metrics. A full or read-only disk warns once and training goes on."""
+    """The writer of one attempt's metrics. A disk that takes no more ends nothing.
+
+    ``trouble``: what is to be told, once when lines begin to be lost and once when that is over; whoever tells it sets it to None.
+    """
 
     def __init__(self, path: Path, attempt: int, after_step: int) -> None:
         self.path = path
         self.trouble: str | None = None
+        self._torn = False  # the disk was full in the middle of a line
+        self._lost = 0  # lines since the disk took one
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._write({"attempt": attempt, "after_step": after_step, "time": time.time()})
 
@@ -36,10 +41,21 @@ class Journal:
         self._write({"step": step, "time": round(time.time(), 3), "metrics": values})
 
     def _write(self, tree: Any) -> None:
+        line = json.dumps(tree).encode() + b"\n"
+        rest = b"\n" + line if self._torn else line  # half a line must not swallow the next
         try:
-            os.write(self._fd, json.dumps(tree).encode() + b"\n")
+            while rest:
+                written = os.write(self._fd, rest)  # all of it, unless the disk fills up: then the second one says why
+                rest = rest[written:]
+                self._torn = bool(rest)
         except OSError as error:
-            self.trouble = f"{self.path}: {error.strerror}; metrics of this step are lost, training goes on"
+            if not self._lost:
+                self.trouble = f"{self.path}: {error.strerror}; metrics are lost from here on, training goes on"
+            self._lost += 1
+        else:
+            if self._lost:
+                self.trouble = f"{self.path} can be written to again; metrics of {self._lost} steps are lost"
+            self._lost = 0
 
     def close(self) -> None:
         os.close(self._fd)

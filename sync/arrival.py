@@ -12,19 +12,18 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from sync.far import HASH, hash_of
-from sync.host import PARTIAL, Host
+from sync.far import HASH, hash_all
+from sync.host import Host
 from sync.parts import CHECKPOINT, GROWING, MANIFEST, Files
-from sync.progress import Transfer
+from sync.progress import transfer
 from sync.pulled import Entry, Pulled, Record
+from sync.rsync import PARTIAL
 
 ROUNDS = 3  # of fetching what changed on the way
-THREADS = 4  # that hash
 TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}", re.DOTALL)  # rsync's name for a file on its way
 RUN = re.compile(r"([^/]+/[^/]+)/(.+)", re.DOTALL)  # a file's name below the root: its run, and its name there
 
@@ -59,13 +58,13 @@ def bring(
     arrived = Arrived()
     tidy(pulled.incoming, files)
     wanted = dict(files)
-    with Transfer(what, sum(size for size, _ in files.values())) as transfer:
+    with transfer(what, sum(size for size, _ in files.values())) as told:
         for turn in range(ROUNDS):
             if not wanted:
                 break
             if turn == 0 and not afresh:
                 _lend(pulled, wanted)
-            host.fetch(there, sorted(wanted), pulled.incoming, options=options, told=transfer.told)
+            host.fetch(there, sorted(wanted), pulled.incoming, options=options, told=told)
             wanted = _take(host, there, pulled, wanted, arrived)
     arrived.unsteady = sorted(wanted)
     return arrived
@@ -92,37 +91,39 @@ def tidy(incoming: Path, files: Files) -> None:
 
 def _lend(pulled: Pulled, files: Files) -> None:
     """Put what lies here already under the incoming names (as links), so that only what is new travels: rsync never writes into a file."""
+    root, incoming = str(pulled.root), str(pulled.incoming)
     for name in files:
-        place, aside = pulled.root / name, pulled.incoming / name
-        if place.is_file() and not place.is_symlink() and not aside.exists():
-            aside.parent.mkdir(parents=True, exist_ok=True)
+        place, aside = os.path.join(root, name), os.path.join(incoming, name)
+        if os.path.isfile(place) and not os.path.islink(place) and not os.path.exists(aside):
+            os.makedirs(os.path.dirname(aside), exist_ok=True)
             try:
-                aside.hardlink_to(place)
+                os.link(place, aside)
             except OSError:  # a file system without hard links
                 shutil.copy2(place, aside)
 
 
 def _take(host: Host, there: str, pulled: Pulled, wanted: Files, arrived: Arrived) -> Files:
     """Give names to the files that are what they are there; returns those that must come again."""
-    staged = {name: (pulled.incoming / name).stat().st_size for name in wanted if (pulled.incoming / name).is_file()}
+    paths = {name: os.path.join(str(pulled.incoming), name) for name in wanted}
+    staged = {name: os.path.getsize(path) for name, path in paths.items() if os.path.isfile(path)}
     lengths = [(name, staged[name] if _grows(name) else None) for name in sorted(staged)]
     # Of what did not come only whether it is there.
     lengths += [(name, 0) for name in sorted(wanted.keys() - staged.keys())]
+    algorithm, replies = host.hashes(there, lengths)
+    own = _own_hashes(pulled.incoming, staged, HASH)
+    compared = own if algorithm == HASH else _own_hashes(pulled.incoming, staged, algorithm)
     good: Record = {}
     again: Files = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        replies = list(host.hashes(there, lengths))
-        hashed = pool.map(lambda reply: _own_hash(pulled.incoming / reply[0], *reply[1:]), replies)
-        for (name, algorithm, facts), own in zip(replies, hashed, strict=True):
-            if facts is None:
-                arrived.gone.append(name)
-            elif own is None:
-                again[name] = wanted[name]
-            else:
-                changed = facts[1] if facts[0] == staged[name] else -1
-                good[name] = Entry(staged[name], own, changed, 0, "" if algorithm == HASH else facts[2])
-            if name not in good:
-                (pulled.incoming / name).unlink(missing_ok=True)
+    for name, facts in replies:
+        if facts is None:
+            arrived.gone.append(name)
+        elif name not in staged or compared[name] != facts[2]:
+            again[name] = wanted[name]
+        else:
+            changed = facts[1] if facts[0] == staged[name] else -1
+            good[name] = Entry(staged[name], own[name], changed, 0, "" if algorithm == HASH else facts[2])
+        if name in staged and name not in good:
+            os.unlink(paths[name])
     publish(pulled, good)
     arrived.files += len(good)
     arrived.size += sum(entry.size for entry in good.values())
@@ -134,12 +135,9 @@ def _grows(name: str) -> bool:
     return match is not None and GROWING.fullmatch(match[2]) is not None
 
 
-def _own_hash(path: Path, algorithm: str, facts: list[Any] | None) -> str | None:
-    """The xxh3_128 of a file that has the hash that it has there; None where it has not, or is not here or not there."""
-    own = hash_of(str(path), algorithm)
-    if facts is None or own is None or own[2] != facts[2]:
-        return None
-    return str(own[2] if algorithm == HASH else hash_of(str(path), HASH)[2])
+def _own_hashes(folder: Path, names: Iterable[str], algorithm: str) -> dict[str, str]:
+    hashed = hash_all(str(folder), [(name, None) for name in sorted(names)], algorithm)
+    return {name: facts[2] for name, facts in hashed}
 
 
 def publish(pulled: Pulled, entries: Record) -> None:
@@ -148,19 +146,19 @@ def publish(pulled: Pulled, entries: Record) -> None:
         (pulled.root / name).parent.mkdir(parents=True, exist_ok=True)
         (pulled.incoming / name).rename(pulled.root / name)
     records: dict[str, Record] = {}
+    root, incoming = str(pulled.root), str(pulled.incoming)
+    for folder in {os.path.dirname(name) for name in entries}:
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
     for name in sorted(entries, key=lambda name: (name.endswith(f"/{MANIFEST}"), name)):
-        place, aside = pulled.root / name, pulled.incoming / name
-        if aside.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            aside.replace(place)
-            aside.unlink(
-                missing_ok=True
-            )  # a lent file that came back unchanged: renaming a link to itself does nothing
+        place, aside = os.path.join(root, name), os.path.join(incoming, name)
+        if os.path.exists(aside):
+            os.replace(aside, place)
+            with suppress(FileNotFoundError):
+                os.unlink(aside)  # a lent file that came back unchanged: renaming a link to itself does nothing
         match = RUN.fullmatch(name)
         assert match is not None
-        entry = entries[name]
-        record = records.setdefault(match[1], {})
-        record[match[2]] = replace(entry, changed_here=place.stat().st_mtime_ns)
+        arrived = replace(entries[name], changed_here=os.stat(place).st_mtime_ns)
+        records.setdefault(match[1], {})[match[2]] = arrived
     for run, record in records.items():
         pulled.write_record(run, {**pulled.record(run), **record})
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import RunFailed
 from pipeline.files import read_json
-from sync.far import HASH, hash_of, list_files
+from sync.far import HASH, hash_all, list_files
 from sync.host import Host
 from sync.judge import HERE, Fault, Found, Written, judge
 from sync.parts import CHECKPOINT, MANIFEST, below
 from sync.pulled import Entry, Pulled, Record
-
-THREADS = max(2, os.cpu_count() or 2)
 
 
 @dataclass
@@ -40,23 +37,27 @@ class Far:
 
 def read_here(folder: Path, tops: list[str]) -> dict[str, Found]:
     """Size, time and xxh3_128 of every file of a run on this machine."""
-    names = list(list_files(str(folder), tops))
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: hash_of(str(folder / name), HASH), names)
-        return {name: tuple(facts) for name, facts in zip(names, found, strict=True) if facts}
+    names = [(name, None) for name in list_files(str(folder), tops)]
+    return {name: tuple(facts) for name, facts in hash_all(str(folder), names, HASH) if facts}
 
 
-def read_there(host: Host, root: str, asked: dict[str, list[str]]) -> dict[str, Far]:
-    """The same of files on the cluster, by run: ``asked`` are their names. Every byte is read there."""
+def read_there(host: Host, root: str, asked: dict[str, list[str]]) -> Callable[[], dict[str, Far]]:
+    """The same of files on the cluster, by run: ``asked`` are their names. Every byte is read there.
+
+    Returns a function that waits for it: the cluster reads while this side does.
+    """
     runs = {f"{run}/{name}": (run, name) for run, names in asked.items() for name in names}
-    said: dict[str, Far] = {run: Far(HASH, {}) for run in asked}
-    for path, algorithm, facts in host.hashes(root, [(path, None) for path in runs]):
-        run, name = runs[path]
-        if said[run].algorithm != algorithm:
-            said[run] = Far(algorithm, said[run].found)
-        if facts:
-            said[run].found[name] = tuple(facts)
-    return said
+    algorithm, replies = host.hashes(root, [(path, None) for path in runs])
+
+    def wait() -> dict[str, Far]:
+        said = {run: Far(algorithm, {}) for run in asked}
+        for path, facts in replies:
+            run, name = runs[path]
+            if facts:
+                said[run].found[name] = tuple(facts)
+        return said
+
+    return wait
 
 
 def check_own(folder: Path, run: str, tops: list[str]) -> Checked:
@@ -69,9 +70,8 @@ def check_own(folder: Path, run: str, tops: list[str]) -> Checked:
     return checked
 
 
-def check_pulled(pulled: Pulled, run: str, tops: list[str], far: Far | None) -> Checked:
-    """Judge a run that was pulled, alone or with what the cluster says."""
-    here = read_here(pulled.root / run, tops)
+def check_pulled(pulled: Pulled, run: str, tops: list[str], here: dict[str, Found], far: Far | None) -> Checked:
+    """Judge a run that was pulled by what was read of it here, alone or with what the cluster says."""
     try:
         record = {name: entry for name, entry in pulled.record(run).items() if below(name, tops)}
     except (ValueError, KeyError, TypeError):

@@ -7,21 +7,17 @@ surrogates. Sizes in bytes, times in ns since 1970.
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 import re
 import sys
 import time
 
-try:
-    import xxhash
-except ImportError:  # a bare Python on a login node
-    xxhash = None  # type: ignore[assignment]
-
 RUN_ID = re.compile(r"[0-9a-f]{8}(-\d+)?")
-CHUNK = 1 << 20
 HASH = "xxh3_128"  # as in all manifests; blake2b stands in for it where there is no xxhash
+THREADS = max(1, min(4, os.cpu_count() or 1))  # that hash; a login node is shared
+LARGE = 1 << 20  # bytes from which a file is worth a thread
+CHUNK = 1 << 18  # fits a processor's cache. Not mapped: a file that shrinks while it is read would end the process
 
 
 def to_bytes(name):
@@ -48,8 +44,8 @@ def list_files(folder, tops=("*",)):
     found: dict = {}
     for entry in _entries(to_bytes(folder)):
         name = to_text(entry.name)
-        if any(fnmatch.fnmatchcase(name, top) for top in tops):
-            _add(entry, name, name.startswith("code"), found)
+        if name[0] != "." and any(fnmatch.fnmatchcase(name, top) for top in tops):
+            _add([entry], "", name.startswith("code"), found)
     return found
 
 
@@ -61,23 +57,27 @@ def _entries(folder):
         return []  # pruned while we looked
 
 
-def _add(entry, name, hidden_too, found):
-    if name.startswith(".") or (not hidden_too and "/." in name):
-        return
-    if entry.is_dir(follow_symlinks=False):
-        for inner in _entries(entry.path):
-            _add(inner, name + "/" + to_text(inner.name), hidden_too, found)
-    elif entry.is_file(follow_symlinks=False):
-        try:
-            stat = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        found[name] = [stat.st_size, stat.st_mtime_ns]
+def _add(entries, above, hidden_too, found):
+    """Note the files among ``entries`` and below them; ``above``: the name of the folder that they are in, with a slash."""
+    for entry in entries:
+        if entry.name[:1] == b"." and not hidden_too:
+            continue
+        name = above + to_text(entry.name)
+        if entry.is_file(follow_symlinks=False):
+            try:
+                stat = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found[name] = [stat.st_size, stat.st_mtime_ns]
+        elif entry.is_dir(follow_symlinks=False):
+            _add(_entries(entry.path), name + "/", hidden_too, found)
 
 
 def digest_of(files):
-    """A short word for a listing: another one where any name, size or time is another."""
-    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode("ascii"), digest_size=16).hexdigest()
+    """A short word for a listing: another one where any name, size or time is another (or their order, which costs a look)."""
+    import hashlib  # late: it loads OpenSSL
+
+    return hashlib.blake2b(json.dumps(files).encode("ascii"), digest_size=16).hexdigest()
 
 
 def run_names(root):
@@ -106,12 +106,29 @@ def matching(names, wanted):
 # -- hashing ----------------------------------------------------------------------------------------------------
 
 
+def xxhash_or_none():
+    """The package xxhash, or None on a bare Python. Here the installed packages are looked up: ``sync.session`` starts without them."""
+    if sys.flags.no_site and "site" not in sys.modules:
+        import site
+
+        site.main()
+    try:
+        import xxhash
+    except ImportError:
+        return None
+    return xxhash
+
+
 def new_hash(algorithm):
-    return xxhash.xxh3_128() if algorithm == HASH else hashlib.blake2b(digest_size=16)
+    if algorithm == HASH:
+        return xxhash_or_none().xxh3_128()
+    import hashlib
+
+    return hashlib.blake2b(digest_size=16)
 
 
 def algorithm_here():
-    return HASH if xxhash else "blake2b"
+    return HASH if xxhash_or_none() else "blake2b"
 
 
 def hash_of(path, algorithm, length=None):
@@ -122,16 +139,46 @@ def hash_of(path, algorithm, length=None):
             return None
         with open(path, "rb", buffering=0) as file:
             stat = os.fstat(file.fileno())  # first: what is changed while we read has a later time
-            left = length
-            while left is None or left > 0:
-                chunk = file.read(CHUNK if left is None else min(CHUNK, left))
-                if not chunk:
+            left = sys.maxsize if length is None else length
+            buffer = memoryview(bytearray(max(1, min(CHUNK, left, stat.st_size + 1))))
+            while left > 0:
+                count = file.readinto(buffer[: min(len(buffer), left)])
+                if not count:
                     break
-                digest.update(chunk)
-                left = None if left is None else left - len(chunk)
+                digest.update(buffer[:count])
+                left -= count
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     return [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
+
+
+def hash_all(root, files, algorithm):
+    """``(name, hash_of)`` of files below ``root``, given as ``(name, length)``, in any order: large ones side by side.
+
+    Hashing a large file leaves the interpreter to others; small ones are hashed between, for a thread each would cost more than they do.
+    """
+    paths = [(name, os.path.join(to_bytes(root), to_bytes(name)), length) for name, length in files]
+    large = [task for task in paths if _size(task[1]) >= LARGE] if THREADS > 1 else []
+    if not large:
+        for name, path, length in paths:
+            yield name, hash_of(path, algorithm, length)
+        return
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        jobs = {name: pool.submit(hash_of, path, algorithm, length) for name, path, length in large}
+        for name, path, length in paths:
+            if name not in jobs:
+                yield name, hash_of(path, algorithm, length)
+        for name, job in jobs.items():
+            yield name, job.result()
+
+
+def _size(path):
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 # -- requests ---------------------------------------------------------------------------------------------------
@@ -156,8 +203,9 @@ def _list(root, request):
 def _hash(root, request):
     algorithm = algorithm_here()
     yield {"algorithm": algorithm}
-    for name, length in request["files"]:
-        yield {"file": name, "facts": hash_of(os.path.join(to_bytes(root), to_bytes(name)), algorithm, length)}
+    sys.stdout.flush()  # whoever waits for it hashes, too
+    for name, facts in hash_all(root, request["files"], algorithm):
+        yield {"file": name, "facts": facts}
 
 
 def _read(root, request):

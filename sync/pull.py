@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import RunFailed, UserError, run_command
-from sync.arrival import bring
 from sync.far import list_files, remove, to_bytes
 from sync.host import Host, Listing, find_host
 from sync.parts import COMPRESSED, PARTS, Files, belongs, choose, parse_parts, tops_of
@@ -93,11 +92,7 @@ def pull(host: Host, pulled: Pulled, args: argparse.Namespace) -> None:
 
 
 def look_and_bring(host: Host, pulled: Pulled, args: argparse.Namespace) -> None:
-    host.begin()
-    tops = tops_of(args.parts)
-    looks = pulled.looks(args.parts)
-    known = {run: there for run, (there, here) in looks.items() if pulled.digest_here(run, tops) == here}
-    listing = host.list_runs(args.run, tops, known)
+    listing = look(host, pulled, args)
     plan = make_plan(pulled, listing, args.parts)
     tell(host, plan, listing, args)
     if args.dry_run:
@@ -105,12 +100,24 @@ def look_and_bring(host: Host, pulled: Pulled, args: argparse.Namespace) -> None
             print(name)
     else:
         steady = bring_parts(host, pulled, plan, listing, args)
-        pulled.saw(host.name, listing.time)
+        pulled.saw(listing.time, host)
         if steady and not plan.gone and listing.files:
-            now = {run: (listing.digests[run], pulled.digest_here(run, tops)) for run in listing.files}
-            pulled.write_looks(args.parts, {**looks, **now})
+            now = {run: (listing.digests[run], pulled.digest_here(run, tops_of(args.parts))) for run in listing.files}
+            pulled.write_looks(args.parts, {**pulled.looks(args.parts), **now})
     if plan.gone:
         settle_gone(pulled, plan.gone, listing, args)
+
+
+def look(host: Host, pulled: Pulled, args: argparse.Namespace) -> Listing:
+    """What lies there, without the files of runs that lie there and here as they did when nothing was left to bring."""
+    tops = tops_of(args.parts)
+    looks = {run: look for run, look in pulled.looks(args.parts).items() if args.run in (None, run, run.split("/")[0])}
+    listed = host.list_runs(args.run, tops, {run: there for run, (there, _) in looks.items()})
+    as_it_was = {run for run, (_, here) in looks.items() if pulled.digest_here(run, tops) == here}
+    listing = listed()
+    if as_it_was.issuperset(listing.same):
+        return listing
+    return host.list_runs(args.run, tops, {run: looks[run][0] for run in as_it_was})()
 
 
 def tell(host: Host, plan: Plan, listing: Listing, args: argparse.Namespace) -> None:
@@ -123,6 +130,8 @@ def tell(host: Host, plan: Plan, listing: Listing, args: argparse.Namespace) -> 
 
 def bring_parts(host: Host, pulled: Pulled, plan: Plan, listing: Listing, args: argparse.Namespace) -> bool:
     """Fetch what is planned, part by part; whether all of it came as it was listed."""
+    from sync.arrival import bring  # late: mostly nothing is to come
+
     steady = True
     for part, files in plan.fetch.items():
         if not files:
@@ -232,8 +241,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
-    host = find_host(args.host)
     pulled = Pulled(pulled_root(args.to) / args.host)
+    host = find_host(args.host, pulled.seen)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as with Ctrl-C
     if args.watch:
         watch(host, pulled, args)

@@ -3,7 +3,7 @@
 pulled/<HOST>/
   <name>/<8 hex>/...            the runs, as on the cluster
   .sync/records/<name>/<8 hex>.json     size, hash and times of every file that came, sealed
-  .sync/seen.json               when the cluster was last asked, by its clock
+  .sync/seen.json               when the cluster was last asked, by its clock, and how it was reached
   .sync/incoming/  .sync/lock   files on their way; one command at a time
 """
 
@@ -14,13 +14,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunFailed
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.manifest import sealed, unsealed
 from sync.far import digest_of, list_files
+
+if TYPE_CHECKING:
+    from sync.host import Host
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -69,7 +73,7 @@ class Pulled:
     def write_record(self, run: str, record: Record) -> None:
         path = self.record_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = {name: astuple(entry) for name, entry in sorted(record.items())}
+        files = {name: list(vars(entry).values()) for name, entry in sorted(record.items())}
         write_atomic(path, sealed({"format": FORMAT, "run": run, "files": files}))
 
     def digest_here(self, run: str, tops: list[str]) -> str:
@@ -95,9 +99,15 @@ class Pulled:
     def recorded_runs(self) -> list[str]:
         return sorted(str(path.relative_to(self.records).with_suffix("")) for path in self.records.glob("*/*.json"))
 
-    def saw(self, host: str, at: float) -> None:
+    @property
+    def seen(self) -> dict[str, Any] | None:
+        tree = read_json(self.root / ".sync" / "seen.json")
+        return tree if isinstance(tree, dict) else None
+
+    def saw(self, at: float, host: Host) -> None:
         """Note when the cluster was asked, by its own clock: whether a run was alive is judged as of then."""
-        write_json(self.root / ".sync" / "seen.json", {"host": host, "time": at}, durable=False)
+        reached = {name: getattr(host, name) for name in ("address", "folder", "runs", "profile")}
+        write_json(self.root / ".sync" / "seen.json", {"host": host.name, "time": at, **reached}, durable=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

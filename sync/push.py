@@ -17,7 +17,7 @@ from jobs.snapshot import tracked_or_new
 from pipeline.errors import RunFailed, UserError, run_command
 from sync.far import hash_of
 from sync.host import Host, find_host
-from sync.progress import Transfer, amount, confirmed, say
+from sync.progress import amount, confirmed, say, transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 2.0  # MB of a file that may be code
@@ -65,13 +65,14 @@ def make_plan(host: Host, root: Path, files: dict[str, int]) -> Plan:
 def differing(host: Host, root: Path, files: dict[str, int]) -> tuple[list[str], list[str]]:
     """Names that are not there, and names of which something else is there."""
     new, changed = [], []
-    for name, algorithm, facts in host.hashes(host.folder, [(name, None) for name in files]):
+    algorithm, replies = host.hashes(host.folder, [(name, None) for name in files])
+    for name, facts in replies:
         own = hash_of(str(root / name), algorithm)
         if facts is None:
             new.append(name)
         elif own is None or facts[2] != own[2]:
             changed.append(name)
-    return new, changed
+    return sorted(new), sorted(changed)
 
 
 def describe(plan: Plan, left_out: dict[str, int], host: Host) -> None:
@@ -93,8 +94,8 @@ def push(host: Host, root: Path, plan: Plan, options: list[str]) -> None:
     names = sorted((*plan.new, *plan.changed))
     (head, *_) = host.ask("write", host.folder, file=RECORD, text=json.dumps(sorted({*plan.files, *plan.gone})))
     if names:
-        with Transfer("code", sum(plan.files[name] for name in names)) as transfer:
-            host.send(names, root, head["root"], options=["-z", *options], told=transfer.told)
+        with transfer("code", sum(plan.files[name] for name in names)) as told:
+            host.send(names, root, head["root"], options=["-z", *options], told=told)
     new, changed = differing(host, root, {name: plan.files[name] for name in names})
     wrong = [*new, *changed]
     if wrong:

@@ -12,7 +12,7 @@ from sync.check import Checked
 from sync.far import HASH
 from sync.host import Host, Listing
 from sync.judge import HERE, THERE
-from sync.progress import Transfer, say
+from sync.progress import say, transfer
 from sync.pulled import Pulled
 
 
@@ -36,10 +36,11 @@ def _send(host: Host, listing: Listing, pulled: Pulled, checked: Checked, names:
         raise RunFailed(f"{checked.run} is being written on {host.name}; repair it when it has stopped.")
     say(f"{checked.run}: sending {len(names)} good files to {host.name}")
     paths = [f"{checked.run}/{name}" for name in names]
-    with Transfer("repair", sum(checked.record[name].size for name in names)) as transfer:
-        host.send(paths, pulled.root, listing.root, told=transfer.told)
+    with transfer("repair", sum(checked.record[name].size for name in names)) as told:
+        host.send(paths, pulled.root, listing.root, told=told)
     record = pulled.record(checked.run)
-    for path, algorithm, facts in host.hashes(listing.root, [(path, None) for path in paths]):
+    algorithm, replies = host.hashes(listing.root, [(path, None) for path in paths])
+    for path, facts in replies:
         name = path.removeprefix(f"{checked.run}/")
         if facts:
             record[name] = replace(record[name], changed_there=facts[1], other="" if algorithm == HASH else facts[2])

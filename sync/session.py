@@ -12,11 +12,11 @@ from typing import Any
 from pipeline.errors import RunFailed
 
 FAR = Path(__file__).with_name("far.py")
-# The project's own Python there, for its fast hash, or whatever Python there is; in sh, whatever the login shell is. The program
-# comes first on its stdin, then requests, a line each.
+# The project's own Python there, for its fast hash, or whatever Python there is; in sh, whatever the login shell is. Without its
+# installed packages until they are needed (-S), which halves its start. The program comes first on its stdin, then requests, a line each.
 PYTHON = (
     'exec sh -c \'p={folder}/.venv/bin/python; [ -x "$p" ] || p=python3;'
-    ' exec "$p" -c "import sys; exec(sys.stdin.buffer.read({size}))"\''
+    ' exec "$p" -S -c "import sys; exec(sys.stdin.buffer.read({size}))"\''
 )
 
 
@@ -35,9 +35,12 @@ class Session:
         )
         self._write(program)
 
-    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Lines of the answer as they come; RunFailed where the far side fails or goes away."""
+    def ask(self, request: dict[str, Any]) -> None:
+        """Send a request; its ``answers`` must be read before the next one. RunFailed where the far side has gone."""
         self._write(json.dumps(request).encode() + b"\n")
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Lines of the answer as they come; RunFailed where the far side fails or goes away."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if not line.startswith(b"{"):

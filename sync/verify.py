@@ -13,9 +13,9 @@ import os
 import time
 from pathlib import Path
 
-from jobs.clusters import profile_names
+from jobs.profiles import profile_names
 from pipeline.errors import EXIT_FAILED, UserError, nearest, run_command
-from sync.check import Checked, Far, check_own, check_pulled, read_there
+from sync.check import Checked, Far, check_own, check_pulled, read_here, read_there
 from sync.far import list_files, matching, run_names
 from sync.host import Host, find_host
 from sync.judge import HERE, Fault
@@ -34,7 +34,11 @@ def verify_pulled(pulled: Pulled, args: argparse.Namespace) -> list[Checked]:
     """Check what came from a cluster without asking it."""
     with pulled.locked():
         names = chosen(runs_here(pulled), args)
-        return [told(check_pulled(pulled, run, args.tops, None), str(pulled.root), None) for run in names]
+        return [told(judged(pulled, run, args.tops), str(pulled.root), None) for run in names]
+
+
+def judged(pulled: Pulled, run: str, tops: list[str], far: Far | None = None) -> Checked:
+    return check_pulled(pulled, run, tops, read_here(pulled.root / run, tops), far)
 
 
 def verify_with(host: Host, pulled: Pulled, args: argparse.Namespace) -> list[Checked]:
@@ -45,15 +49,18 @@ def verify_with(host: Host, pulled: Pulled, args: argparse.Namespace) -> list[Ch
             raise UserError(
                 f"nothing of {args.run or 'any run'} has come from {host.name} yet; type: python sync/pull.py {host.name}"
             )
-        listing = host.list_runs(None, args.tops)
-        far = read_there(host, listing.root, {run: asked(pulled, run, args.tops) for run in names})
+        listing = host.list_runs(None, args.tops)()
+        reading = read_there(host, listing.root, {run: asked(pulled, run, args.tops) for run in names})
+        here = {run: read_here(pulled.root / run, args.tops) for run in names}
+        far = reading()
         checked = []
         for run in names:
-            found = told(check_pulled(pulled, run, args.tops, gone_with(listing.names, run, far[run])), host.name, host)
+            there = gone_with(listing.names, run, far[run])
+            found = told(check_pulled(pulled, run, args.tops, here[run], there), host.name, host)
             if args.repair and found.faults:
                 repair(host, listing, pulled, found)
-                again = read_there(host, listing.root, {run: asked(pulled, run, args.tops)})[run]
-                found = told(check_pulled(pulled, run, args.tops, again), f"{host.name}, after the repair", host)
+                again = read_there(host, listing.root, {run: asked(pulled, run, args.tops)})()[run]
+                found = told(judged(pulled, run, args.tops, again), f"{host.name}, after the repair", host)
             checked.append(found)
         return checked
 
@@ -137,7 +144,8 @@ def main(words: list[str] | None = None) -> int:
     began = time.monotonic()
     root = pulled_root(args.to)
     if args.host:
-        checked = verify_with(find_host(args.host), Pulled(root / args.host), args)
+        pulled = Pulled(root / args.host)
+        checked = verify_with(find_host(args.host, pulled.seen), pulled, args)
     else:
         folders = sorted(path for path in root.iterdir() if (path / ".sync").is_dir()) if root.is_dir() else []
         checked = verify_own(args.runs, args)

@@ -32,7 +32,8 @@ LOGIN_NODE = [
     "data_prep.latents",
     "data_prep.fetch_weights",
 ]
-FOR_SYNC = {"pipeline.errors", "pipeline.files", "pipeline.manifest", "pipeline.runs", "jobs.clusters", "jobs.snapshot"}
+FOR_SYNC = {f"pipeline.{name}" for name in ("errors", "files", "manifest", "progress", "runs")}
+FOR_SYNC |= {"jobs.clusters", "jobs.profiles", "jobs.snapshot"}
 FOR_PREPARATION = {"models.codecs", "models.features", "models.blocks.console"}
 QUEUES_JOBS = {"data_prep/prepare.py": {"jobs.prepare_slurm"}}  # the command, and nothing of what the jobs run
 

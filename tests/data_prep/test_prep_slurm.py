@@ -13,7 +13,7 @@ from data_prep.demo_cocochorales import render
 from data_prep.engine import prepare
 from data_prep.finish import finish, verify
 from data_prep.status import show_status
-from jobs import clusters
+from jobs import profiles
 from jobs.prepare_slurm import Request, describe, living_attempt, records_of, send
 from pipeline.errors import UserError
 from tests.cluster.cluster import Cluster
@@ -75,7 +75,7 @@ def whole(source, tmp_path_factory) -> dict[str, str]:
 def lab(slurm, source, tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/practice.yaml").write_text(PROFILE)
-    monkeypatch.setattr(clusters, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "profiles")
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LIGHT_SLEEP", "0.06")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_a_killed_run_that_goes_on_runs_again(bench: Bench):
     attempt(run, 2, 5)
     bench.update()
     assert bench.run().info.status == "RUNNING" and bench.run().info.end_time is None
+
+
+def test_a_systems_table_begins_with_columns_that_are_there(bench: Bench):
+    """A shared view of MLflow's own kind; one that lost it, or is of an older version, gets it again."""
+    run = make_run(bench.runs)
+    attempt(run, 0, 5, lambda step: {"train/loss": 1.0, "valid/loss": 1.0, "time/steps_per_s": 3.0})
+    bench.update()
+    client, shown = bench.client(), bench.run()
+    key = f"mlflow.sharedViewState.{mirror_module.VIEW}"
+    view = json.loads(client.get_experiment(shown.info.experiment_id).tags[key])
+    there = {f"metrics.`{name}`" for name in shown.data.metrics} | {f"tags.`{name}`" for name in shown.data.tags}
+    there |= {f"params.`{name}`" for name in shown.data.params} | {"attributes.`Duration`", "tags.`cluster`"}
+    assert set(view["selectedColumns"]) <= there
+    client.set_experiment_tag(shown.info.experiment_id, key, "{}")
+    assert bench.update()[NAME].changed and not bench.update()[NAME].changed
+    assert json.loads(client.get_experiment(shown.info.experiment_id).tags[key]) == view
 
 
 def test_evaluation_figures_are_metrics(bench: Bench):

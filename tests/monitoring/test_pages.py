@@ -16,6 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
+from monitoring.system import system_file
+from pipeline.journal import Journal
 from tests.monitoring.conftest import Bench
 from tests.monitoring.run_factory import attempt, end, make_run
 from tests.monitoring.test_dashboard import started, wait_for
@@ -24,6 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 PAGES = {  # of a run: what must stand in the page when its scripts have run
     "": ["Finished", "train/loss", "model.system"],
     "/model-metrics": ["learning_rate", "js-plotly-plot"],
+    "/system-metrics": ["cpu_utilization_percentage", "js-plotly-plot"],
     "/artifacts/samples/step_000000100/mixture.png": ["step_000000100/mixture.png", "<img"],
     "/artifacts/samples/step_000000100/mixture.wav": ["step_000000100/mixture.wav", "audio-artifact-preview"],
 }
@@ -46,6 +49,9 @@ def address(bench: Bench, tmp_path) -> Iterator[str]:
     run = make_run(bench.runs)
     attempt(run, 0, 200)
     end(run, "complete", 200)
+    beside = Journal(system_file(run, 1, 0), 1, 0)
+    beside.log(100, {"system/cpu_utilization_percentage": 50.0})
+    beside.close()
     add_real_samples(run.samples / "step_000000100")
     with started(bench, tmp_path) as process:
         wait_for(lambda: (tmp_path / "out").read_text() or process.poll() is not None, 180)
@@ -61,11 +67,18 @@ def page(address: str, tmp_path: Path) -> str:
     return done.stdout
 
 
+def must_show(where: str, wanted: list[str], tmp_path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while missing := [text for text in wanted if text not in (shown := page(where, tmp_path))]:
+        assert time.monotonic() < deadline, f"{where} lacks {missing}: {shown[-2000:]}"
+
+
 @pytest.mark.soak
 def test_the_pages_show_curves_parameters_pictures_and_sounds(bench: Bench, address: str, tmp_path):
     run_id = bench.run().info.run_id
     for end_of_address, wanted in PAGES.items():
         where = f"{address}/#/experiments/1/runs/{run_id}{end_of_address}?workflowType=machine_learning"
-        deadline = time.monotonic() + 120
-        while missing := [text for text in wanted if text not in (shown := page(where, tmp_path))]:
-            assert time.monotonic() < deadline, f"{where} lacks {missing}: {shown[-2000:]}"
+        must_show(where, wanted, tmp_path)
+    (said,) = [line for line in (tmp_path / "err").read_text().splitlines() if "MLflow shows" in line]
+    front = next(word for word in said.split() if word.startswith(address))
+    must_show(front, ["dismix_demo/1f3a9c2e", "Duration", "train/loss"], tmp_path)

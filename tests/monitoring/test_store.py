@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from monitoring import store as store_module
-from monitoring.store import mlflow_environment, open_store
+from monitoring.store import open_store
 from pipeline.errors import UserError
 from tests.monitoring.conftest import Bench
 from tests.monitoring.run_factory import expected, finished_run
 
-OLDER = """
-import sys
-from alembic import command
-from mlflow.store.db.utils import InitialBase, _get_alembic_config, create_sqlalchemy_engine
-engine = create_sqlalchemy_engine(sys.argv[1])
-InitialBase.metadata.create_all(engine)
-with engine.begin() as connection:
-    config = _get_alembic_config(sys.argv[1])
-    config.attributes["connection"] = connection
-    command.upgrade(config, sys.argv[2])
-"""
-EARLY_MLFLOW_3 = "6953534de441"  # what MLflow 3.1.0 makes, 37 migrations before that of MLflow 3.17.2
+OLDER = Path(__file__).with_name("mlflow_3_1_0.sql")  # a store that MLflow 3.1.0 made, with a run of its own
+EARLY_MLFLOW_3 = "6953534de441"  # its schema, 37 migrations before that of MLflow 3.17.2
 
 
 def refused(path) -> str:
@@ -67,20 +55,18 @@ def test_without_mlflow_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.soak
-def test_an_older_store_is_upgraded_and_kept(bench: Bench, tmp_path):
-    old = tmp_path / "old.db"
-    done = subprocess.run(
-        [sys.executable, "-c", OLDER, f"sqlite:///{old}", EARLY_MLFLOW_3],
-        env=mlflow_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    as_it_was = old.read_bytes()
-    shutil.copy(old, bench.path)
+def test_an_older_store_is_upgraded_and_kept(bench: Bench):
+    """What it had stays, what is mirrored comes to it, and the file as it was lies beside it."""
+    bench.path.unlink()
+    with closing(sqlite3.connect(bench.path)) as old:
+        old.executescript(OLDER.read_text())
+    as_it_was = bench.path.read_bytes()
     run = finished_run(bench.runs)
     bench.update()
     assert bench.points(bench.run().info.run_id) == expected(run)
+    theirs = bench.run("by hand")
+    assert theirs.data.metrics == {"x": 1.5} and theirs.data.params == {"p": "1"}
+    assert {outcome.changed for outcome in bench.update().values()} == {False}
     assert bench.path.with_name(f"mlflow.db.{EARLY_MLFLOW_3}.bak").read_bytes() == as_it_was
     assert sorted(p.name for p in bench.path.parent.glob("*.db*")) == ["mlflow.db", f"mlflow.db.{EARLY_MLFLOW_3}.bak"]
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +159,52 @@ def test_a_disk_that_takes_no_more_warns_and_goes_on(run):
     assert journal.trouble is not None and "No space left" in journal.trouble
     os.close(real)
     journal.close()
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_line_costs_that_line_and_no_other(run):
+    journal = Journal(run.journal_file(1), 1, 0)
+    journal.log(1, {"a": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.journal_file(1).stat().st_size + 20, before[1]))
+    try:
+        journal.log(2, {"a": 1.0})
+        assert journal.trouble and "training goes on" in journal.trouble
+        journal.trouble = None
+        journal.log(3, {"a": 1.0})
+        assert journal.trouble is None, "told once, not at every step"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.log(4, {"a": 1.0})  # there is room again
+    assert journal.trouble and journal.trouble.endswith("metrics of 2 steps are lost")
+    journal.log(5, {"a": 1.0})
+    journal.close()
+    assert [point.step for point in read_journals(run.metrics)] == [1, 4, 5]
+    assert read_lines(run.journal_file(1))[1] == 1
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pipeline.journal import Journal
+journal = Journal(Path(sys.argv[1]), 1, 0)
+for step in range(1, 10**9):
+    journal.log(step, {f"train/{number}": step / 7 for number in range(100)})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.soak)])
+def test_sigkill_loses_at_most_the_step_that_was_being_written(run, kills):
+    draw = random.Random(kills)
+    for _ in range(kills):
+        path = run.journal_file(1)
+        path.unlink(missing_ok=True)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        told = [int(writer.stdout.readline()) for _ in range(draw.randrange(1, 200))]
+        writer.kill()
+        told += map(int, writer.communicate()[0].split())  # what had been logged when it died
+        steps = [point.step for point in read_journals(run.metrics)]
+        assert steps[: len(told)] == told and len(steps) <= len(told) + 1
 
 
 def test_what_is_typed_comes_before_the_environment_and_that_before_the_profile(monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import jobs.clusters
+import jobs.profiles
 from tests.sync.far_side import FarSide, login_node
 
 
@@ -19,7 +19,7 @@ def session_far_side() -> Iterator[FarSide]:
 @pytest.fixture
 def far(session_far_side: FarSide, monkeypatch) -> Iterator[FarSide]:
     """The login node, and this process as the laptop."""
-    monkeypatch.setattr(jobs.clusters, "PROFILES", session_far_side.profiles)
+    monkeypatch.setattr(jobs.profiles, "PROFILES", session_far_side.profiles)
     for name in ("PATH", "HOME"):
         monkeypatch.setenv(name, session_far_side.environment[name])
     yield session_far_side

@@ -39,8 +39,8 @@ exec {rsync} --protocol=29 --log-file={base}/rsync.log "$@"
 RUNNER = """
 import sys
 from pathlib import Path
-import jobs.clusters
-jobs.clusters.PROFILES = Path(sys.argv[1])
+import jobs.profiles
+jobs.profiles.PROFILES = Path(sys.argv[1])
 from importlib import import_module
 from pipeline.errors import run_command
 module = import_module(sys.argv[2])

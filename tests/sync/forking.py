@@ -9,11 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-import jobs.clusters
+import jobs.profiles
 from pipeline.errors import run_command
 from sync import pull
 
-jobs.clusters.PROFILES = Path(sys.argv[1])
+jobs.profiles.PROFILES = Path(sys.argv[1])
 words = sys.argv[2:]
 for _ in sys.stdin:
     child = os.fork()

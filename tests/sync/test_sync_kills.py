@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from pipeline.runs import RunFolder
 from tests.monitoring.run_factory import grow
@@ -22,6 +22,7 @@ from tests.sync.far_side import FarSide
 
 FORKING = Path(__file__).with_name("forking.py")
 PARTS = "metrics,samples,checkpoints"
+KILLS = 25  # a test; with the soak's seeds 800
 
 
 class Pulls:
@@ -66,7 +67,7 @@ def change(far: FarSide, run: RunFolder, turn: int, versions: dict[str, set[byte
     if turn % 4 == 0:
         add_checkpoint(run, 1000 + turn, 400_000)
     for name, payload in content(far.runs).items():
-        versions[name].add(hashlib.sha256(payload).digest())
+        versions[name].add(xxhash.xxh3_128_digest(payload))
 
 
 def check(far: FarSide, versions: dict[str, set[bytes]]) -> None:
@@ -74,29 +75,33 @@ def check(far: FarSide, versions: dict[str, set[bytes]]) -> None:
         if name.endswith(".jsonl"):
             assert (far.runs / name).read_bytes().startswith(payload), name
         else:
-            assert hashlib.sha256(payload).digest() in versions[name], f"{name} is half"
+            assert xxhash.xxh3_128_digest(payload) in versions[name], f"{name} is half"
     for folder in far.pulled.glob("*/*/checkpoints/*"):
         assert len(list(folder.iterdir())) == 5, "a checkpoint that is there is all there"
 
 
-@pytest.mark.parametrize("kills", [15, pytest.param(800, marks=pytest.mark.soak)])
-def test_killed_at_random_moments_one_retry_converges(far: FarSide, kills):
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 32))])
+def test_killed_at_random_moments_one_retry_converges(far: FarSide, seed):
     run = whole_run(far)
-    draw = random.Random(kills)
+    draw = random.Random(seed)
     versions: dict[str, set[bytes]] = defaultdict(set)
     pulls = Pulls(far)
     change(far, run, 0, versions)
     began = time.monotonic()
     assert pulls.run(None) == 0
     whole = time.monotonic() - began
-    cut = 0
+    cut = turn = 0
     try:
-        for turn in range(1, kills + 1):
+        while cut < KILLS:
+            turn += 1
+            assert turn <= 10 * KILLS, "hardly a pull was cut"
             change(far, run, turn, versions)
             kill = (draw.uniform(0, whole), draw.choice((signal.SIGTERM, signal.SIGKILL)), draw.random() < 0.5)
-            cut += pulls.run(kill) != 0
+            # Others work on this machine, too: what was whole at that moment takes less now, what was not may take more.
+            done = pulls.run(kill) == 0
+            whole = kill[0] if done else 1.1 * whole
+            cut += not done
             check(far, versions)
-        assert cut > kills / 3, "most pulls were cut, so the test tests something"
         assert pulls.run(None) == 0
     finally:
         pulls.close()

@@ -6,13 +6,13 @@ import importlib
 import re
 import shlex
 
-import jobs.clusters
+import jobs.profiles
 from tests.conftest import ROOT
 
 
 def test_every_sync_command_of_the_pages_is_understood(tmp_path, monkeypatch):
     (tmp_path / "mycluster.yaml").write_text("scheduler: slurm\n")
-    monkeypatch.setattr(jobs.clusters, "PROFILES", tmp_path)
+    monkeypatch.setattr(jobs.profiles, "PROFILES", tmp_path)
     monkeypatch.setenv("SLURMPHONY_RUNS", str(tmp_path))
     seen = set()
     for page in ("README.md", "README_CLUSTER.md"):
