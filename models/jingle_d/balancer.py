@@ -1,10 +1,10 @@
-"""The gradient balancer of Défossez et al. (2210.13438, Section 3.4, Eq. (5)): a weight is a term's share of the gradient, whatever its scale.
+"""The gradient balancer of Défossez et al. (2210.13438, Section 3.4): a weight is a term's share of the gradient, whatever its scale.
 
 g~ = R  sum_k  w_k / (sum_j w_j)  g_k / <|g_k|>,    g_k the gradient of term k at the decoded audio, <> its running average
 
-Norms are those of a sample's gradient, squared means over the samples of a step on all ranks, so they do not depend on the number of ranks or
-of micro-batches. The average is of the steps before: what a step does depends on nothing that comes later in it. In the very first step
-each piece is balanced by its own norms.
+Norms are those of a sample's gradient, and root mean squares over the samples of a step on all ranks, so they do not depend on the
+number of ranks or of micro-batches. The average is of the steps before: what a step does depends on nothing that comes later in it. In
+the very first step each piece is balanced by its own norms.
 
 Shapes: B samples, n audio samples, K terms.
 """
@@ -53,7 +53,9 @@ class Balancer(nn.Module):
         """Take the norms of this step into the average; once a step, on every rank."""
         if not self._seen:
             return
-        found, present, samples = (torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*self._seen, strict=True))
+        found, present, samples = (
+            torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*self._seen, strict=True)
+        )
         self._seen.clear()
         share = samples.to(found) / samples.sum()
         both = mean_over_ranks(torch.stack([(share[:, None] * found).sum(0), (share[:, None] * present).sum(0)]))

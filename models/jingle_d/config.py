@@ -61,7 +61,9 @@ class AudioDiscriminatorShape(Section):
 
     windows: tuple[int, ...] = Field((2048, 1024, 512, 256, 128), min_length=1)  # samples; hops are a quarter
     channels: int = Field(32, gt=0)
-    excerpt: int | None = Field(None, gt=0)  # samples of each recording that they hear in a step, at a random place; None: all
+    excerpt: int | None = Field(
+        None, gt=0
+    )  # samples of each recording that they hear in a step, at a random place; None: all
 
 
 class BalancerSection(Section):
@@ -121,7 +123,9 @@ class ModelConfig(ModelSection):
     def _excerpts_fill_windows(self) -> ModelConfig:
         audio = self.audio_discriminator
         if audio and audio.excerpt and audio.excerpt < max(audio.windows):
-            raise ValueError(f"audio_discriminator.excerpt {audio.excerpt} is shorter than its window of {max(audio.windows)}")
+            raise ValueError(
+                f"audio_discriminator.excerpt {audio.excerpt} is shorter than its window of {max(audio.windows)}"
+            )
         return self
 
     @model_validator(mode="after")

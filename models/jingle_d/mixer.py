@@ -58,7 +58,10 @@ def rms(latent: Tensor) -> Tensor:
 
 
 def level_gain(made: Tensor, given: Tensor, target: Tensor) -> Tensor:
-    """What brings a level to sqrt((r_i^2 + r_t^2) / 2), within LEAST_GAIN .. MOST_GAIN: unclamped, it would blow up what is near silence."""
+    """What brings a level to sqrt((r_i^2 + r_t^2) / 2), within LEAST_GAIN .. MOST_GAIN.
+
+    Unclamped, it would blow up what is near silence, and its gradient with it.
+    """
     wanted = ((given.square() + target.square()) / 2).sqrt()
     return (wanted / made).clamp(LEAST_GAIN, MOST_GAIN)
 

@@ -17,6 +17,7 @@ from models.metrics import correlation
 
 SEGMENTS = 250  # of an envelope
 TINY = 1e-8
+DRIFT = 1e-3
 ONSET_WINDOW, ONSET_HOP = 1024, 320  # samples; evaluation looks at others
 CHROMA_WINDOW = 4096
 STFT_WINDOWS = (512, 2048)
@@ -24,7 +25,9 @@ STFT_WINDOWS = (512, 2048)
 AUDIO_TERMS = ("rmse_input", "rmse_target", "envelope", "rhythm", "harmony", "spectrum")
 
 
-def audio_terms(names: Sequence[str], out: Tensor, given: Tensor, target: Tensor, heard: Tensor, mel: MelSpec) -> dict[str, Tensor]:
+def audio_terms(
+    names: Sequence[str], out: Tensor, given: Tensor, target: Tensor, heard: Tensor, mel: MelSpec
+) -> dict[str, Tensor]:
     """Those of AUDIO_TERMS that ``names`` names, of waveforms (B, n): the output, both recordings, and what the masks let through."""
     terms = {
         "rmse_input": lambda: rmse(out, given),
@@ -77,8 +80,14 @@ def mask_terms(first: Tensor, second: Tensor, floor: float) -> dict[str, Tensor]
 
 
 def told_apart(real: Sequence[Tensor], made: Sequence[Tensor]) -> Tensor:
-    """The hinge loss of a discriminator of several scales (2210.13438, Eq. (2)), from its logits."""
-    each = [functional.relu(1 - r).mean() + functional.relu(1 + m).mean() for r, m in zip(real, made, strict=True)]
+    """The hinge loss of a discriminator of several scales (2210.13438, Section 3.4), from its logits.
+
+    Within the margins it does not care where zero is; DRIFT keeps it in place (Karras et al. 1710.10196, Appendix A.1).
+    """
+    each = [
+        functional.relu(1 - r).mean() + functional.relu(1 + m).mean() + DRIFT * r.square().mean()
+        for r, m in zip(real, made, strict=True)
+    ]
     return torch.stack(each).mean()
 
 

@@ -24,7 +24,6 @@ from models.jingle_d.config import AUDIO_ADVERSARY, Losses, ModelConfig, value_a
 from models.jingle_d.discriminators import AudioDiscriminator, LatentDiscriminator, StyleDiscriminator
 from models.jingle_d.mixer import Mixed, Mixer
 from pipeline.config import RunConfig
-from pipeline.rng import KeyedRandom
 from pipeline.train_module import Batch, Engine, build_optimizer
 from pipeline.train_module import TrainModule as BaseModule
 
@@ -142,7 +141,9 @@ class TrainModule(BaseModule):
         """The weighted sum of all terms, and the terms. With a balancer its gradient is not that of the sum, and is meant to be so."""
         of_masks = objectives.mask_terms(mixed.input_mask, mixed.target_mask, self.model_config.variance_floor)
         wanted = [name for name in BALANCED if weights[name] > 0]
-        audio, pull = pulled(wave, lambda leaf: self._audio_terms(wanted, leaf, heard, position), weights, self.balancer)
+        audio, pull = pulled(
+            wave, lambda leaf: self._audio_terms(wanted, leaf, heard, position), weights, self.balancer
+        )
         latent, nudge = pulled(mixed.latent, lambda leaf: self._latent_terms(leaf, weights), weights, None)
         terms = of_masks | audio | latent
         value = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -158,7 +159,9 @@ class TrainModule(BaseModule):
             if "feature_matching" in adversary:
                 with torch.no_grad():
                     sides = [self.audio_discriminator(self._excerpt(recording, position))[1] for recording in heard[:2]]
-                found["feature_matching"] = torch.stack([objectives.features_apart(real, made) for real in sides]).mean()
+                found["feature_matching"] = torch.stack(
+                    [objectives.features_apart(real, made) for real in sides]
+                ).mean()
             terms |= {name: found[name] for name in adversary}
         return terms
 
@@ -178,9 +181,7 @@ class TrainModule(BaseModule):
         told = {"told_style": objectives.style_learned(*(self.style(x) for x in clean))}
         if self.latent_discriminator is not None:
             real = torch.where(turn[:, None, None], *clean)
-            told["told_latent"] = objectives.told_apart(
-                *([self.latent_discriminator(x)] for x in (real, latent))
-            )
+            told["told_latent"] = objectives.told_apart(*([self.latent_discriminator(x)] for x in (real, latent)))
         if self.audio_discriminator is not None:
             sides = (self._excerpt(x, position) for x in (torch.where(turn[:, None], *heard), wave))
             told["told_audio"] = objectives.told_apart(*(self.audio_discriminator(x)[0] for x in sides))
@@ -200,9 +201,7 @@ class TrainModule(BaseModule):
     def averaged_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in super().averaged_parameters() if name.startswith("mixer."))
 
-    def optimize(
-        self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int
-    ) -> Terms:
+    def optimize(self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int) -> Terms:
         """One forward of the generator, one backward for both losses, then both step."""
         logged: Terms = {}
         for optimizer in optimizers.values():
@@ -243,8 +242,10 @@ def weights_at(losses: Losses, step: int) -> dict[str, float]:
 def pulled(
     tensor: Tensor, judge: Callable[[Tensor], Terms], weights: Mapping[str, float], balancer: Balancer | None
 ) -> tuple[Terms, Tensor]:
-    """The terms that ``judge`` finds in a copy of ``tensor`` without history, detached; and a scalar whose gradient at ``tensor`` is theirs,
-    weighed or balanced."""
+    """The terms that ``judge`` finds in a copy of ``tensor`` without history, detached; and a scalar to send them back.
+
+    The scalar's gradient at ``tensor`` is that of the terms, weighed or balanced.
+    """
     with torch.enable_grad():
         leaf = tensor.detach().requires_grad_()
         terms = judge(leaf)
