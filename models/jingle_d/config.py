@@ -74,7 +74,7 @@ class BalancerSection(Section):
 
 
 class Losses(Section):
-    """Weights; what each term is stands in ``objectives.py`` and in the README. The defaults are the user's design."""
+    """Weights; what each term is stands in ``objectives.py`` and in the README. The defaults are the ancestor's."""
 
     rmse_input: Scheduled = 0.3
     rmse_target: Scheduled = 0.3

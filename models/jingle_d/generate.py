@@ -19,7 +19,7 @@ from torch import Tensor
 from models.codecs import codec_of
 from models.inputs import held_out_sample, held_out_split, read_recording
 from models.jingle_d.data import INPUT, TARGET
-from models.jingle_d.sampling import as_long_as, render
+from models.jingle_d.sampling import Rendered, as_long_as, render
 from models.jingle_d.showing import write_all
 from models.jingle_d.train_module import TrainModule
 from pipeline.errors import UserError
@@ -41,14 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def generate(module: TrainModule, args: argparse.Namespace, data_folder: Path, out: Path) -> list[Path]:
     """Write audio and pictures into ``out``; returns the files. UserError for inputs that cannot be used."""
+    given, target, made = mixed(module, args, data_folder)
+    return write_all(out, "Jingle_D", given, target, made, int(module.data["sample_rate"]))
+
+
+def mixed(module: TrainModule, args: argparse.Namespace, data_folder: Path) -> tuple[Tensor, Tensor, Rendered]:
+    """Both recordings (n) as the codec leaves them, the target as long as the input, and what is made of them."""
     module.eval()
     latents = _held_out(module, args, data_folder) if args.sample is not None else _recordings(module, args)
     given, target = (module.scale.apply(x.to(module.latent_mean.device)) for x in latents)
     target = as_long_as(target, given.shape[-1])
     with torch.no_grad():
         recordings = [module.decode(x)[0].cpu() for x in (given, target)]
-    made = render(module, given, target)
-    return write_all(out, "Jingle_D", *recordings, made, int(module.data["sample_rate"]))
+    return recordings[0], recordings[1], render(module, given, target)
 
 
 def _recordings(module: TrainModule, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
