@@ -203,7 +203,7 @@ def stft_chroma(wave: torch.Tensor, sample_rate: int, window: int) -> torch.Tens
     """(..., n) -> (..., 12, L) magnitudes of the pitch classes from C on, L = 1 + n // hop, the hop a quarter of ``window`` (samples).
 
     An STFT folded over five octaves (110 to 3520 Hz): coarse in the bass, but cheap, differentiable, and enough to learn by; for figures
-    take ``cqt_chroma``. Each bin counts for the two semitones that it lies between.
+    fold a ``cqt``. Each bin counts for the two semitones that it lies between.
     """
     flat = wave.reshape(-1, wave.shape[-1])
     taper = torch.hann_window(window, dtype=wave.dtype, device=wave.device)
@@ -211,11 +211,6 @@ def stft_chroma(wave: torch.Tensor, sample_rate: int, window: int) -> torch.Tens
     power = spectrum.real.square() + spectrum.imag.square()
     folded = _pitch_classes(sample_rate, window, wave.dtype, wave.device) @ power.clamp_min(CHROMA_FLOOR).sqrt()
     return folded.reshape(*wave.shape[:-1], *folded.shape[-2:])
-
-
-def cqt_chroma(wave: torch.Tensor, spec: CqtSpec) -> torch.Tensor:
-    """(..., n) -> (..., 12, L) magnitudes of the pitch classes from that of ``spec.f_min`` on; of 12 bins an octave, in whole octaves."""
-    return cqt(wave, spec).abs().unflatten(-2, (-1, 12)).sum(-3)
 
 
 @kept_for_all

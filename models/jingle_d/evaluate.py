@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.features import MelSpec, log_mel
 from models.inputs import held_out_split
-from models.jingle_d.agreement import ONSET_HOP, ONSET_WINDOW, PARTS, agreement
+from models.jingle_d.agreement import ONSET_HOP, ONSET_WINDOW, PARTS, agreement, heard
 from models.jingle_d.data import FIELDS, onset_mel
 from models.jingle_d.objectives import mask_terms
 from models.jingle_d.sampling import Rendered, render
@@ -90,7 +90,8 @@ def compared(module: TrainModule, names: list[str], mixes: Mapping[str, Tensor])
     """Agreement, loudness and distance of every mix (B, n); and by how much the output is above each of the others, pair by pair."""
     mel = onset_mel(module.data, ONSET_WINDOW, ONSET_HOP)
     given, target = mixes["input"], mixes["target"]
-    found = {name: agreement(mix, given, target, mel) for name, mix in mixes.items()}
+    features = {name: heard(mix, mel) for name, mix in mixes.items()}
+    found = {name: agreement(mix, features["input"], features["target"]) for name, mix in features.items()}
     reference = torch.cat([statistics(given), statistics(target)])
     figures: Figures = {}
     for part in PARTS:

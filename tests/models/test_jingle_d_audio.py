@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from models.jingle_d import evaluate, generate, sampling
-from models.jingle_d.agreement import agreement
+from models.jingle_d.agreement import agreement, heard
 from models.jingle_d.data import onset_mel
 from models.jingle_d.train_module import TrainModule
 from pipeline.errors import UserError
@@ -117,7 +117,8 @@ def test_agreement_tells_rhythm_from_harmony():
     ]
     given, target = (0.2 * (click + chord) for click, chord in zip(clicks, chords, strict=True))
     mixes = torch.stack([0.2 * (clicks[0] + chords[1]), (given + target) / 2, 0.2 * (clicks[1] + chords[0])])
-    found = agreement(mixes, given.expand(3, -1), target.expand(3, -1), onset_mel(tiny_info(), 2048, 480))
+    mel = onset_mel(tiny_info(), 2048, 480)
+    found = agreement(*(heard(waves, mel) for waves in (mixes, given.expand(3, -1), target.expand(3, -1))))
     for name in ("onset_correlation", "beat_correlation", "chroma_similarity", "chroma_correlation"):
         right, plain, wrong = found[name].tolist()
         assert right > plain > wrong and right > 0.9, name
