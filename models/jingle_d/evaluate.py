@@ -52,22 +52,21 @@ def evaluate(module: TrainModule, data_folder: Path, out: Path) -> Figures:
     given, target = (module.scale.apply(x.to(device)) for x in (given, target))
     made, random = render(module, given, target), render(module, given, target, random_masks=True)
     with torch.no_grad():
-        recordings = [module.decode(x).cpu() for x in (given, target)]
+        first, second = (module.decode(x).cpu() for x in (given, target))
+    rate = int(module.data["sample_rate"])
     mixes = {
         "output": made.wave.cpu(),
-        "input": recordings[0],
-        "target": recordings[1],
-        "average": average(*recordings),
+        "input": first,
+        "target": second,
+        "average": average(first, second),
         "random": random.wave.cpu(),
-        "crossover": crossover(*recordings, int(module.data["sample_rate"])),
+        "crossover": crossover(first, second, rate),
     }
     figures = compared(module, names, mixes)
     for name, rendered in (("output", made), ("random", random)):
         figures |= of_masks(name, names, rendered)
-    first = Rendered(made.wave[:1], made.input_mask[:1], made.target_mask[:1])
-    write_all(
-        out, "Jingle_D, a held-out pair", *(wave[0] for wave in recordings), first, int(module.data["sample_rate"])
-    )
+    shown = Rendered(made.wave[:1], made.input_mask[:1], made.target_mask[:1])
+    write_all(out, "Jingle_D, a held-out pair", first[0], second[0], shown, rate)
     return figures
 
 

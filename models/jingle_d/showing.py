@@ -71,5 +71,5 @@ def show_pair(module: TrainModule, batch: Batch, folder: Path, step: int) -> Non
 
     given, target = (module.scale.apply(latent[:1]) for latent in pair(batch, shuffled=False))
     made = render(module, given, target)
-    recordings = [module.decode(x)[0].cpu() for x in (given, target)]
-    write_all(folder, f"Jingle_D after {step} steps", *recordings, made, int(module.data["sample_rate"]))
+    first, second = (module.decode(x)[0].cpu() for x in (given, target))
+    write_all(folder, f"Jingle_D after {step} steps", first, second, made, int(module.data["sample_rate"]))

@@ -104,8 +104,9 @@ class TrainModule(BaseModule):
         """The terms without adversaries, weighed as their schedules end, so that checkpoints compare; and what people look at."""
         clean = self._pair(batch, "valid")
         mixed = self.mixer(*clean, self.scale)
-        wave, *others = (self.decode(x) for x in (mixed.latent, *clean, mixed.heard))
-        terms = objectives.audio_terms(objectives.AUDIO_TERMS, wave, *others, self.mel)
+        wave = self.decode(mixed.latent)
+        given, target, heard = (self.decode(x) for x in (*clean, mixed.heard))
+        terms = objectives.audio_terms(objectives.AUDIO_TERMS, wave, given, target, heard, self.mel)
         terms |= objectives.mask_terms(mixed.input_mask, mixed.target_mask, self.model_config.variance_floor)
         weights = weights_at(self.model_config.losses, LAST)
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -151,14 +152,18 @@ class TrainModule(BaseModule):
         return value.detach() + sent - sent.detach(), terms
 
     def _audio_terms(self, wanted: list[str], wave: Tensor, heard: tuple[Tensor, ...], position: Tensor) -> Terms:
-        terms = objectives.audio_terms([n for n in wanted if n in objectives.AUDIO_TERMS], wave, *heard, self.mel)
+        given, target, let_through = heard
+        own = [name for name in wanted if name in objectives.AUDIO_TERMS]
+        terms = objectives.audio_terms(own, wave, given, target, let_through, self.mel)
         adversary = [name for name in wanted if name in AUDIO_ADVERSARY]
         if adversary and self.audio_discriminator is not None:
             logits, made = self.audio_discriminator(self._excerpt(wave, position))
             found = {"audio_adversary": objectives.taken_for_real(logits)}
             if "feature_matching" in adversary:
                 with torch.no_grad():
-                    sides = [self.audio_discriminator(self._excerpt(recording, position))[1] for recording in heard[:2]]
+                    sides = [
+                        self.audio_discriminator(self._excerpt(recording, position))[1] for recording in (given, target)
+                    ]
                 found["feature_matching"] = torch.stack(
                     [objectives.features_apart(real, made) for real in sides]
                 ).mean()
@@ -180,10 +185,12 @@ class TrainModule(BaseModule):
         turn = (position % 2 == 0).to(latent.device)
         told = {"told_style": objectives.style_learned(*(self.style(x) for x in clean))}
         if self.latent_discriminator is not None:
-            real = torch.where(turn[:, None, None], *clean)
+            real = torch.where(turn[:, None, None], clean[0], clean[1])
             told["told_latent"] = objectives.told_apart(*([self.latent_discriminator(x)] for x in (real, latent)))
         if self.audio_discriminator is not None:
-            sides = (self._excerpt(x, position) for x in (torch.where(turn[:, None], *heard), wave))
+            given, target = heard
+            recording = torch.where(turn[:, None], given, target)
+            sides = (self._excerpt(x, position) for x in (recording, wave))
             told["told_audio"] = objectives.told_apart(*(self.audio_discriminator(x)[0] for x in sides))
         return told
 
