@@ -1,13 +1,15 @@
 """What a config builds: the shapes at every stage, a table of parameters, memory, arithmetic. ``launch.py NAME --describe``.
 
-One training step is made on the CPU with a few random samples of the recipe's shapes, and watched: nothing here is computed from formulas.
+One training step, of all optimizers, is made on the CPU with a few random samples of the recipe's shapes, and watched: nothing here is
+computed from formulas.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pipeline.train_module import Batch, TrainModule
 
 BATCHES = (2, 4, 8, 16, 32, 64)  # tried in turn: a loss that couples samples may need a whole group
 DEPTH = 3  # of the modules in the tables
-LARGE = 200e6  # bytes of weights, from which on a step is too much for preflight
+LARGE = 90e6  # bytes of weights, from which on a step is too much for preflight
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
     from torch.utils.flop_counter import FlopCounterMode  # late: it imports much
 
     with seen, FlopCounterMode(display=False) as counter:
-        loss = module.training_step(batch, 1)["loss"]
-        loss.backward()
+        module.optimize(_StillEngine(module), batch, module.configure_optimizers(), 1)
     parameters = list(module.parameters())
     return Description(
         tuple(seen.stages()),
@@ -117,6 +118,28 @@ def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
         except UserError as error:
             problem = error
     raise UserError(f"no batch of {', '.join(map(str, sizes))} samples can be made: {problem}")
+
+
+class _StillEngine:
+    """A ``train_module.Engine`` of one process whose optimizers do not step: a GAN is watched with all that it does in a step."""
+
+    def __init__(self, module: TrainModule) -> None:
+        self._module = module
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        yield batch, 1.0
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self._module.training_step(batch, step)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        return torch.zeros(())
 
 
 class _Watch:

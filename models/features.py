@@ -70,7 +70,10 @@ class CqtSpec:
         return [(step + 1) / (step - 1) * self.sample_rate / hertz for hertz in self.frequencies]
 
 
-CQT = CqtSpec(sample_rate=22050, bins=84, bins_per_octave=12, f_min=32.70319566257483, hop=64)  # from C1
+C1 = 32.70319566257483  # Hz
+CQT = CqtSpec(sample_rate=22050, bins=84, bins_per_octave=12, f_min=C1, hop=64)
+CHROMA_BAND = (110.0, 3520.0)  # Hz
+CHROMA_FLOOR = 1e-8  # of power: the root has a gradient
 CQT_CHUNK = 8192  # frames computed at a time; bounds the memory of a long recording
 CQT_BAND = 32  # a wavelet's spectrum is kept up to this many bins of its own length from its centre: -97 dB
 
@@ -185,6 +188,42 @@ def _wavelets(spec: CqtSpec, folded: int, dtype: torch.dtype, device: torch.devi
         low, high = max(0, math.floor(centre - width)), min(size // 2, math.ceil(centre + width))
         found.append((low, torch.fft.fft(around)[low:high].conj().resolve_conj().to(dtype=dtype, device=device)))
     return found
+
+
+def onset_strength(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
+    """(..., n) -> (..., L - 1): how much the log-mel rises from a frame to the next, a mean over its bands (spectral flux).
+
+    Raises ValueError where n is too short, as ``log_mel`` does.
+    """
+    return log_mel(wave, spec).diff(dim=-1).clamp_min(0).mean(-2)
+
+
+@full_precision
+def stft_chroma(wave: torch.Tensor, sample_rate: int, window: int) -> torch.Tensor:
+    """(..., n) -> (..., 12, L) magnitudes of the pitch classes from C on, L = 1 + n // hop, the hop a quarter of ``window`` (samples).
+
+    An STFT folded over five octaves (110 to 3520 Hz): coarse in the bass, but cheap, differentiable, and enough to learn by; for figures
+    fold a ``cqt``. Each bin counts for the two semitones that it lies between.
+    """
+    flat = wave.reshape(-1, wave.shape[-1])
+    taper = torch.hann_window(window, dtype=wave.dtype, device=wave.device)
+    spectrum = torch.stft(flat, window, window // 4, window=taper, return_complex=True, pad_mode="constant")
+    power = spectrum.real.square() + spectrum.imag.square()
+    folded = _pitch_classes(sample_rate, window, wave.dtype, wave.device) @ power.clamp_min(CHROMA_FLOOR).sqrt()
+    return folded.reshape(*wave.shape[:-1], *folded.shape[-2:])
+
+
+@kept_for_all
+def _pitch_classes(sample_rate: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(12, window // 2 + 1): each bin's share in each pitch class."""
+    hertz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate / window)
+    inside = (hertz >= CHROMA_BAND[0]) & (hertz <= CHROMA_BAND[1])
+    semitone = 12 * (hertz.clamp_min(1.0) / C1).log2()
+    below, part = semitone.floor(), semitone.frac()
+    shares = torch.zeros(12, len(hertz), dtype=torch.float64)
+    for classes, share in ((below, 1 - part), (below + 1, part)):
+        shares.scatter_add_(0, (classes.long() % 12)[None], torch.where(inside, share, 0.0)[None])
+    return shares.to(dtype=dtype, device=device)
 
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:

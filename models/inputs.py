@@ -19,14 +19,21 @@ from pipeline.shards import DamagedSample
 SILENT = 1e-4  # RMS below which a recording holds nothing
 
 
-def held_out_sample(number: int, data_folder: Path, option: str = "--sample") -> tuple[Manifest, dict[str, Any]]:
-    """Sample ``number`` of the test split, decoded, and the manifest it is of. UserError where there is none such."""
+def held_out_split(manifest: Manifest) -> str:
+    """``test``; or ``valid``, where a dataset comes in two parts only."""
+    return "test" if manifest.samples("test") else "valid"
+
+
+def held_out_sample(
+    number: int, data_folder: Path, option: str = "--sample", split: str = "test"
+) -> tuple[Manifest, dict[str, Any]]:
+    """Sample ``number`` of the held-out split, decoded, and the manifest it is of. UserError where there is none such."""
     manifest = read_manifest(data_folder)
-    total = manifest.samples("test")
+    total = manifest.samples(split)
     if not 0 <= number < total:
         has = f"the samples 0..{total - 1}" if total else "no samples"
         raise UserError(f"{option} {number}: the held-out split of {data_folder} has {has}.")
-    with closing(SplitReader(manifest, "test")) as reader:
+    with closing(SplitReader(manifest, split)) as reader:
         try:
             return manifest, reader.sample(number)
         except DamagedSample as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Figure = dict[str, float]
+LEAST = 1e-20  # of a product of two variances
 Z = 1.959964  # normal quantile of a two-sided 95 % interval
 
 
@@ -32,6 +33,13 @@ def mean(values: Tensor) -> Figure:
     values = values.double()
     centre, half = float(values.mean()), Z * float(values.std()) / math.sqrt(count)
     return {"value": centre, "low": centre - half, "high": centre + half, "count": count}
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Pearson's, over the last dimension: (..., n) each -> (...). 0 where one of them does not move; differentiable there, too."""
+    one, other = (x - x.mean(-1, keepdim=True) for x in (one, other))
+    scales = (one.square().sum(-1) * other.square().sum(-1)).clamp_min(LEAST).sqrt()
+    return (one * other).sum(-1) / scales
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

@@ -20,6 +20,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of what the ranks hold, the same on all of them; without a gradient."""
+    if world_size() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
 class _Gather(torch.autograd.Function):
     """all_gather along dim 0, with a gradient.
 
