@@ -27,6 +27,7 @@ class EncoderShape(Section):
     window: int = Field(2048, gt=0)  # samples
     hop: int = Field(512, gt=0)
     groups: int = Field(8, gt=0)  # of the group normalisation, which stands for batch normalisation
+    bands: int = Field(0, ge=0)  # of the long-term spectrum that is heard, too; 0: none, as in the paper
 
     @model_validator(mode="after")
     def _groups_divide(self) -> EncoderShape:
@@ -92,7 +93,7 @@ class ModelConfig(ModelSection):
     controller: ControllerShape = ControllerShape()
     weights: Weights = Weights()
 
-    crop: int | None = Field(None, gt=0)  # samples of a segment that a step sees, at a drawn place; None: all
+    crop: int | None = Field(None, gt=0)  # samples of a segment that a step mixes, at a drawn place; None: all. It is heard whole
     lead_in: float = Field(0.0, ge=0)  # seconds that are rendered and not judged: what reverb and compressor remember
     track_loudness: float | None = None  # LUFS that every track is brought to before the console; None: as it is
     reference_loudness: float | None = None  # LUFS of the reference

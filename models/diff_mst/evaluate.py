@@ -10,6 +10,7 @@ reference is listened to. Where a song's true settings are known, ``error_...`` 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _shuffled(module: TrainModule, samples: list[Sample], measured: Measured) ->
         seen = module.view(batch_of(samples[chosen], others[chosen]))
         wrong = module.view(batch_of(others[chosen], samples[chosen]))
         for name, shown in (("own_reference", seen.reference), ("shuffled_reference", wrong.reference)):
-            mix = module.mixed(View(seen.tracks, shown, seen.like, seen.counts))[0].mix
+            mix = module.mixed(replace(seen, reference=shown))[0].mix
             assert seen.reference is not None
             found = feature_distances(mix, seen.reference, module.sample_rate)
             total = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum(0)
@@ -125,7 +126,7 @@ def _song_consoles(module: TrainModule, samples: list[Sample], recipe: Recipe, m
         spread = np.linspace(0, len(own) - 1, min(recipe.segments, len(own))).round().astype(int)
         seen = module.view(batch_of([own[i] for i in spread]))
         with torch.no_grad():
-            each = module.model.settings(seen.tracks, seen.reference)
+            each = module.model.settings(seen.heard, seen.reference)
         start = baselines.averaged(module, [{n: v[i : i + 1] for n, v in each.items()} for i in range(len(spread))])
         found[song] = baselines.optimised(module, seen, start, recipe)
     return found

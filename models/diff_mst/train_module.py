@@ -48,7 +48,7 @@ class TrainModule(BaseModule):
 
     def mixed(self, seen: facts.View) -> tuple[Rendered, Settings]:
         """The mix of what is seen, and the settings that made it."""
-        settings = self.model.settings(seen.tracks, seen.reference)
+        settings = self.model.settings(seen.heard, seen.reference)
         return self.console(seen.tracks, settings), settings
 
     def judged(self, wave: Tensor) -> Tensor:
