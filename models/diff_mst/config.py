@@ -48,6 +48,7 @@ class ControllerShape(Section):
     layers: int = Field(12, gt=0)
     heads: int = Field(8, gt=0)
     feed_forward: int = Field(2048, gt=0)
+    norm_first: bool = False  # normalised before each layer, not after: what was heard reaches the heads undiminished
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ControllerShape:
@@ -93,7 +94,9 @@ class ModelConfig(ModelSection):
     controller: ControllerShape = ControllerShape()
     weights: Weights = Weights()
 
-    crop: int | None = Field(None, gt=0)  # samples of a segment that a step mixes, at a drawn place; None: all. It is heard whole
+    crop: int | None = Field(
+        None, gt=0
+    )  # samples of a segment that a step mixes, at a drawn place; None: all. It is heard whole
     lead_in: float = Field(0.0, ge=0)  # seconds that are rendered and not judged: what reverb and compressor remember
     track_loudness: float | None = None  # LUFS that every track is brought to before the console; None: as it is
     reference_loudness: float | None = None  # LUFS of the reference

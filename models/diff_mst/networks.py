@@ -20,8 +20,8 @@ EDGE = 0.03  # a knob that starts at its end starts so far from it, where a sigm
 LOWEST, HIGHEST = 80.0, 16000.0  # Hz; the middles of the long-term spectrum's outermost bands
 SOUNDING = 1e-4  # of the loudest frame's power, -40 dB: what counts as a frame that sounds
 FAINT = 1e-8  # power below which nothing is told apart
-SPREAD = 3.0  # about how far such logarithms lie apart
-CALM = 0.1  # of the usual spread of the heads' first weights
+SPREAD = 0.5  # of such logarithms, about how far two takes lie apart
+CALM = 0.3  # of the usual spread of the heads' first weights
 
 
 class ConvBlock(nn.Module):
@@ -143,7 +143,9 @@ class MixingEngineer(nn.Module):
         self.bus_kind = nn.Parameter(torch.randn(shape.width) * 0.1)
         if layout.master:
             self.master_kind = nn.Parameter(torch.randn(shape.width) * 0.1)
-        layer = nn.TransformerEncoderLayer(shape.width, shape.heads, shape.feed_forward, dropout=0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            shape.width, shape.heads, shape.feed_forward, dropout=0.0, batch_first=True, norm_first=shape.norm_first
+        )
         self.transformer = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
         self.heads = nn.ModuleDict({name: Head(shape.width, section) for name, section in layout.sections.items()})
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.blocks.console import filters
 from models.blocks.console.layout import Layout
 from models.blocks.console.settings import Settings, named
-from models.diff_mst.showing import GRID, equaliser_curve
+from models.diff_mst.showing import equaliser_curve
 
 HERTZ = torch.logspace(1.9, 4.2, 200)  # 80 Hz to 16 kHz
 BANDS = ("high_pass", "peak_1", "peak_2", "high_shelf")  # the console's names of the true chain's bands, in its order
@@ -37,9 +37,7 @@ def true_curve(settings: dict[str, Any], sample_rate: int) -> Tensor:
     for band in settings["bands"]:
         hertz, decibels, q = (torch.tensor(float(band[key]), dtype=torch.float64) for key in ("hertz", "decibels", "q"))
         found.append(filters.coefficients(band["kind"], hertz, decibels, q, sample_rate))
-    sections = torch.stack(found)
-    response = filters.cascade(sections, GRID, torch.float64).abs()
-    return 20 * response[(HERTZ.double() * GRID / sample_rate).round().long()].log10()
+    return 20 * filters.cascade(torch.stack(found), 2 * torch.pi / sample_rate * HERTZ).abs().log10()
 
 
 def parameter_errors(settings: Settings, known: dict[str, Any], layout: Layout) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 
 from data_prep.demo_vocal_pairs import STYLE
 from data_prep.effects import process
-from models.blocks.console import dynamics, filters, space
+from models.blocks.console import convolution, dynamics, filters, space
 from models.blocks.console.console import Console
 from models.blocks.console.layout import Layout
 from models.blocks.console.settings import from_turns, named, start_settings, to_turns
@@ -134,7 +134,7 @@ def test_settings_that_move_but_are_equal_change_nothing():
 def test_a_long_signal_is_the_same_in_blocks(monkeypatch):
     console, wave, settings = Console(VOICE), bursts(30000), busy(VOICE)
     whole = console(wave, settings).mix
-    monkeypatch.setattr(filters, "BLOCK", 7000)
+    monkeypatch.setattr(convolution, "BLOCK", 7000)
     assert torch.allclose(console(wave, settings).mix, whole, atol=1e-9)
 
 
