@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from models.blocks.console.layout import Layout
+from models.blocks.console.layout import Switches
 from pipeline.config import ModelSection, Section
 
 
@@ -57,22 +57,6 @@ class ControllerShape(Section):
         return self
 
 
-class ConsoleShape(Section):
-    """Which knobs there are; the defaults are the paper's console: 27 a track, 25 of the bus, 26 of the master."""
-
-    tracks: int = Field(1, gt=0)
-    fader: bool = True
-    high_pass: bool = False
-    de_esser: bool = False
-    echo: bool = False
-    reverb_mix: bool = True
-    master: bool = True
-    softest_knee: float = Field(3.0, ge=0, lt=12)  # dB
-
-    def layout(self, sample_rate: int) -> Layout:
-        return Layout(sample_rate, **self.model_dump())
-
-
 class Weights(Section):
     """Of the loss: the multi-resolution STFT, and the audio features by the paper's weights (Section 3.4)."""
 
@@ -89,7 +73,7 @@ class ModelConfig(ModelSection):
 
     system: Literal["diff_mst"]
     reference: Literal["none", "same", "other", "made"]
-    console: ConsoleShape = ConsoleShape()
+    console: Switches = Switches()
     encoder: EncoderShape = EncoderShape()
     controller: ControllerShape = ControllerShape()
     weights: Weights = Weights()

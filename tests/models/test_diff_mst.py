@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from data_prep.demo_vocal_pairs import STYLE
+from data_prep.demo_vocals import STYLE
 from models.blocks.console.layout import Layout
 from models.diff_mst import data as facts
 from models.diff_mst.baselines import Recipe
@@ -345,7 +345,7 @@ def test_a_run_with_references_is_tried_with_the_wrong_ones(prepared, tmp_path):
 
 
 def test_the_true_settings_have_no_error():
-    layout = Layout(RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0)
+    layout = Layout(sample_rate=RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0)
     known = sample(0)["meta"]["settings"]
     true = true_knobs(known)
     values = [{"high_pass_frequency": 90.0, **true}.get(knob.name, knob.start) for knob in layout.track]

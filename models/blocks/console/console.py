@@ -128,7 +128,7 @@ class Console:
         return (wave * self._gain(send, wave, spacing)).sum(1, keepdim=True)
 
     def _reverb(self, sent: Tensor, bus: Knobs, spacing: int | None) -> Tensor:
-        gains, decays = (_bands(bus, f"reverb_{what}") for what in ("gain", "decay"))
+        gains, decays = _room(bus)
         rate = self.layout.sample_rate
 
         def response(k: int, size: int) -> Tensor:
@@ -176,6 +176,7 @@ def equaliser_sections(strip: Knobs, sample_rate: int) -> Tensor:
     found = [
         filters.coefficients(kind, strip[f"{band}_frequency"], strip[f"{band}_gain"], strip[f"{band}_q"], sample_rate)
         for band, kind in KINDS.items()
+        if f"{band}_frequency" in strip
     ]
     if "high_pass_frequency" in strip:
         hertz = strip["high_pass_frequency"]
@@ -184,9 +185,14 @@ def equaliser_sections(strip: Knobs, sample_rate: int) -> Tensor:
     return torch.stack(found, dim=-2)
 
 
-def _bands(bus: Knobs, name: str) -> Tensor:
-    """(B, K, 12)."""
-    return torch.stack([bus[f"{name}_{band}"] for band in range(1, space.REVERB_BANDS + 1)], dim=-1)
+def _room(bus: Knobs) -> tuple[Tensor, Tensor]:
+    """Gains in dB and decays in seconds of the reverb's bands, (B, K, 12) each."""
+    bands = range(1, space.REVERB_BANDS + 1)
+    if "reverb_decay" in bus:
+        decays = bus["reverb_decay"][..., None].expand(*bus["reverb_decay"].shape, space.REVERB_BANDS)
+        return torch.zeros_like(decays), decays
+    gains, decays = (torch.stack([bus[f"reverb_{what}_{band}"] for band in bands], -1) for what in ("gain", "decay"))
+    return gains, decays
 
 
 def _linear(decibels: Tensor) -> Tensor:
