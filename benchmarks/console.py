@@ -28,7 +28,14 @@ LAYOUTS = {
         sample_rate=RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0
     ),
     "one voice, de-esser and echoes (diff_mst_vocal)": Layout(
-        sample_rate=RATE, fader=False, high_pass=True, de_esser=True, echo=True, reverb_mix=False, master=False, softest_knee=0
+        sample_rate=RATE,
+        fader=False,
+        high_pass=True,
+        de_esser=True,
+        echo=True,
+        reverb_mix=False,
+        master=False,
+        softest_knee=0,
     ),
     "four tracks and master (diff_mst)": Layout(sample_rate=RATE, tracks=4),
 }

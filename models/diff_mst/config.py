@@ -27,6 +27,7 @@ class EncoderShape(Section):
     window: int = Field(2048, gt=0)  # samples
     hop: int = Field(512, gt=0)
     groups: int = Field(8, gt=0)  # of the group normalisation, which stands for batch normalisation
+    pretrained: str | None = None  # a folder in the weights folder: CNN14's weights, or an encoder's of a run
     bands: int = Field(0, ge=0)  # of the long-term spectrum that is heard, too; 0: none, as in the paper
 
     @model_validator(mode="after")

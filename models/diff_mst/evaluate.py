@@ -4,7 +4,8 @@
 mean of consoles optimised for some training songs. ``model``: this run. ``ceiling``: a console optimised for each song, with its wanted mix
 at hand. ``way`` is the share of the way from ``matched`` to ``ceiling`` in the multi-resolution STFT. ``own_reference`` and
 ``shuffled_reference`` are feature distances to the own reference, mixed after that and after another: their difference proves that a
-reference is listened to. Where a song's true settings are known, ``error_...`` tells how far each knob is from them.
+reference is listened to. Where the songs' true settings are known, ``error_...`` tells how far each knob is from them; ``typical`` is then
+the mean of the training songs' true settings, the best that one setting for all songs can do.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import torch
 from torch import Tensor
 
 from models.blocks.console.settings import Settings
-from models.diff_mst import baselines
+from models.diff_mst import baselines, truth
 from models.diff_mst.baselines import Recipe
 from models.diff_mst.data import View
 from models.diff_mst.objectives import FEATURES, feature_distances
 from models.diff_mst.rendering import integrated_loudness
 from models.diff_mst.train_module import TrainModule
-from models.diff_mst.truth import parameter_errors
 from models.losses import multi_resolution_stft
 from models.metrics import Figure, mean
 from pipeline.errors import UserError
@@ -52,9 +52,10 @@ def evaluate(
     if reference != "none":
         _shuffled(module, samples, measured)
     if reference != "other":
-        presets = _song_consoles(module, read_samples(manifest, "train", None), recipe, recipe.songs)
+        training = read_samples(manifest, "train", None)
+        presets = _song_consoles(module, training, recipe, recipe.songs)
         preset = baselines.averaged(module, list(presets.values()))
-        _compared(module, samples, preset, recipe, measured)
+        _compared(module, samples, preset, recipe, measured, _typical(module, training))
     figures: dict[str, Figure | float] = {
         name: mean(torch.tensor(values)) for name, values in measured.items() if len(values) > 1
     }
@@ -132,7 +133,21 @@ def _song_consoles(module: TrainModule, samples: list[Sample], recipe: Recipe, m
     return found
 
 
-def _compared(module: TrainModule, samples: list[Sample], preset: Settings, recipe: Recipe, measured: Measured) -> None:
+def _typical(module: TrainModule, samples: list[Sample]) -> truth.Stand | None:
+    """Of all songs whose true settings are known; None where none is."""
+    known = [own[0]["meta"].get("settings") for own in _by_song(samples).values()]
+    stands = [truth.true_stand(settings, module.sample_rate) for settings in known if settings]
+    return truth.typical(stands, module.layout) if stands else None
+
+
+def _compared(
+    module: TrainModule,
+    samples: list[Sample],
+    preset: Settings,
+    recipe: Recipe,
+    measured: Measured,
+    typical: truth.Stand | None,
+) -> None:
     """All that is held against each other, and the errors of the knobs, into ``measured``."""
     ceilings = _song_consoles(module, samples, recipe, None)
     for song, own in _by_song(samples).items():
@@ -145,12 +160,17 @@ def _compared(module: TrainModule, samples: list[Sample], preset: Settings, reci
                 rendered, settings = module.mixed(seen)
                 _measure(module, mixes | {"model": rendered.mix}, seen.like, measured)
             heard += [{n: v[i : i + 1] for n, v in settings.items()} for i in range(len(seen.tracks))]
-        known = own[0]["meta"].get("settings")
-        if known:
+        if known := own[0]["meta"].get("settings"):
             made = {"model": baselines.averaged(module, heard), "preset": preset, "ceiling": ceilings[song]}
-            for who, settings in made.items():
-                for name, error in parameter_errors(settings, known, module.layout).items():
-                    measured.setdefault(f"error_{name}_{who}", []).append(error)
+            stands = {who: truth.stand(settings, module.layout) for who, settings in made.items()}
+            _errors(stands | ({"typical": typical} if typical else {}), known, module, measured)
+
+
+def _errors(stands: dict[str, truth.Stand], known: dict[str, Any], module: TrainModule, measured: Measured) -> None:
+    true = truth.true_stand(known, module.sample_rate)
+    for who, one in stands.items():
+        for name, error in truth.parameter_errors(one, true, module.layout).items():
+            measured.setdefault(f"error_{name}_{who}", []).append(error)
 
 
 def _mixes(module: TrainModule, batch: Batch, seen: View, consoles: dict[str, Settings]) -> dict[str, Tensor]:

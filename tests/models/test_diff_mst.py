@@ -9,7 +9,6 @@ import soundfile
 import torch
 
 from data_prep.demo_vocals import STYLE
-from models.blocks.console.layout import Layout
 from models.diff_mst import data as facts
 from models.diff_mst.baselines import Recipe
 from models.diff_mst.evaluate import evaluate
@@ -17,7 +16,7 @@ from models.diff_mst.generate import add_arguments, generate
 from models.diff_mst.networks import MixingEngineer
 from models.diff_mst.objectives import audio_features
 from models.diff_mst.preset import read_preset
-from models.diff_mst.truth import parameter_errors, true_knobs
+from models.diff_mst.truth import parameter_errors, stand, true_stand, typical
 from models.losses import multi_resolution_stft
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST, sealed, unsealed
@@ -332,6 +331,7 @@ def test_figures_hold_a_run_against_what_it_has_to_beat(module, prepared, tmp_pa
     assert figures["matched_lufs_db"]["value"] < 0.5 < figures["raw_lufs_db"]["value"]
     errors = {name for name in figures if name.startswith("error_")}
     assert {
+        "error_equaliser_db_typical",
         "error_threshold_db_model",
         "error_equaliser_db_preset",
         "error_high_pass_frequency_octaves_ceiling",
@@ -345,14 +345,28 @@ def test_a_run_with_references_is_tried_with_the_wrong_ones(prepared, tmp_path):
 
 
 def test_the_true_settings_have_no_error():
-    layout = Layout(sample_rate=RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0)
+    layout = load("diff_mst_demo").model.console.layout(RATE)
     known = sample(0)["meta"]["settings"]
-    true = true_knobs(known)
-    values = [{"high_pass_frequency": 90.0, **true}.get(knob.name, knob.start) for knob in layout.track]
-    errors = parameter_errors({"track": torch.tensor(values)[None, None, None]}, known, layout)
-    assert len(errors) == len(true) + 1
+    true = true_stand(known, RATE)
+    assert {"threshold", "reverb_decay", "peak_1_q", "pan", "make_up"} <= true.knobs.keys()
+    values = {
+        name: torch.tensor([true.knobs.get(knob.name, knob.start) for knob in section])[None, None, None]
+        for name, section in layout.sections.items()
+    }
+    errors = parameter_errors(stand(values, layout), true, layout)
+    assert len(errors) == len(true.knobs) + 1
     assert max(value for name, value in errors.items() if name != "equaliser_db") < 1e-4
-    assert errors["equaliser_db"] < 0.05
+    assert errors["equaliser_db"] < 0.05, "but for 1 % of Q of the high-pass"
+
+
+def test_what_is_typical_lies_in_the_middle():
+    layout = load("diff_mst_demo").model.console.layout(RATE)
+    known = sample(0)["meta"]["settings"]
+    stands = [true_stand(known | {"ratio": ratio, "pan": pan}, RATE) for ratio, pan in ((2.0, -0.2), (8.0, 0.4))]
+    middle = typical(stands, layout)
+    assert middle.knobs["ratio"] == pytest.approx(4) and middle.knobs["pan"] == pytest.approx(0.1)
+    errors = parameter_errors(middle, stands[0], layout)
+    assert errors["ratio_octaves"] == pytest.approx(1, abs=1e-5) and errors["pan_share"] == pytest.approx(0.3)
 
 
 def test_pictures_of_a_step(module, tmp_path):
