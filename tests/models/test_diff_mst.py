@@ -149,7 +149,7 @@ def test_crops_are_aligned():
     ((*OTHER, "data.partner=false"), "set data.partner=true"),
     (("model.reference=made",), "trains on multitracks"),
     (("model.crop=999999",), "set it to at most that"),
-    (("model.crop=3000", "model.encoder.hop=2048"), "too short for the encoder"),
+    (("model.encoder.channels=[4,4,4,4,4,4,4,4]",), "too short for the encoder"),
     (("model.lead_in=1.2",), "set it lower"),
     (("model.console.tracks=2",), "model.console.tracks is 2"),
     (("model.encoder.groups=3",), "does not divide"),

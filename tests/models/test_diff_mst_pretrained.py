@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.codecs.weights import ENVIRONMENT
-from models.diff_mst.networks import MixingEngineer
+from models.diff_mst.networks import SpectrogramEncoder
 from models.diff_mst.pretrained import translated
 from pipeline.errors import UserError
 from pipeline.files import hash_file
@@ -64,9 +64,9 @@ def test_cnn14_is_what_every_encoder_begins_with(folder):
 def test_cnn14_has_a_place_for_every_weight_at_the_papers_size():
     config = load("diff_mst")
     with torch.device("meta"):
-        model = MixingEngineer(config.model, config.model.console.layout(44100))
+        encoder = SpectrogramEncoder(config.model.encoder, config.model.controller.width, 44100)
         state = translated(cnn14((64, 128, 256, 512, 1024, 2048)))
-    own = {name: value.shape for name, value in model.track_encoder.state_dict().items() if name.startswith("blocks.")}
+    own = {name: value.shape for name, value in encoder.state_dict().items() if name.startswith("blocks.")}
     assert {name: value.shape for name, value in state.items()} == own
 
 
