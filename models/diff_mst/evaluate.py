@@ -2,10 +2,13 @@
 
 ``raw``: the tracks as they are, on both sides. ``matched``: the same as loud as the wanted mix. ``preset``: one setting for all songs, the
 mean of consoles optimised for some training songs. ``model``: this run. ``ceiling``: a console optimised for each song, with its wanted mix
-at hand. ``way`` is the share of the way from ``matched`` to ``ceiling`` in the multi-resolution STFT. ``own_reference`` and
-``shuffled_reference`` are feature distances to the own reference, mixed after that and after another: their difference proves that a
-reference is listened to. Where the songs' true settings are known, ``error_...`` tells how far each knob is from them; ``typical`` is then
-the mean of the training songs' true settings, the best that one setting for all songs can do.
+at hand. ``way`` is the share of the way from ``matched`` to ``ceiling`` in the multi-resolution STFT.
+
+``own_reference`` and ``shuffled_reference`` are feature distances to the own reference, mixed after that and after another;
+``shuffled_is_worse_by`` is their difference sample by sample: where its interval lies above 0, the reference is listened to.
+
+Where the songs' true settings are known, ``error_...`` tells how far each knob is from them; ``typical`` is then the mean of the training
+songs' true settings, the best that one setting for all songs can do.
 """
 
 from __future__ import annotations
@@ -87,30 +90,34 @@ def song_of(sample: Sample) -> str:
     return str(sample["song"] if "song" in sample else sample["meta"]["track"])
 
 
-def partners(samples: list[Sample]) -> list[Sample]:
-    """For each sample one of another song where there is one, the next in line."""
-    found = []
-    for i, sample in enumerate(samples):
-        line = [*samples[i + 1 :], *samples[:i]]
-        found.append(next((other for other in line if song_of(other) != song_of(sample)), line[0]))
-    return found
+def partners(samples: list[Sample], apart: int = 1) -> list[Sample]:
+    """For each sample one of another song: the first sample of the song that comes ``apart`` songs later, in a circle."""
+    songs = _by_song(samples)
+    order = {song: number for number, song in enumerate(songs)}
+    firsts = [own[0] for own in songs.values()]
+    return [firsts[(order[song_of(sample)] + apart) % len(firsts)] for sample in samples]
 
 
 @torch.inference_mode()
 def _shuffled(module: TrainModule, samples: list[Sample], measured: Measured) -> None:
-    """Distances of the audio features to the own reference, each by its weight: mixed after that one, and after another sample's."""
+    """Distances of the audio features to the own reference, each by its weight: mixed after that one, and after one that neither the own
+    song nor the own reference is of; and, sample by sample, by how much that is worse."""
     others = partners(samples)
+    strange = partners(samples, 2) if module.model_config.reference == "other" else others
     weights = module.model_config.weights
     for first in range(0, len(samples), BATCH):
         chosen = slice(first, first + BATCH)
         seen = module.view(batch_of(samples[chosen], others[chosen]))
-        wrong = module.view(batch_of(others[chosen], samples[chosen]))
+        wrong = module.view(batch_of(strange[chosen], strange[chosen]))
+        totals = {}
         for name, shown in (("own_reference", seen.reference), ("shuffled_reference", wrong.reference)):
             mix = module.mixed(replace(seen, reference=shown))[0].mix
             assert seen.reference is not None
             found = feature_distances(mix, seen.reference, module.sample_rate)
-            total = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum(0)
-            measured.setdefault(name, []).extend(total.tolist())
+            totals[name] = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum(0)
+            measured.setdefault(name, []).extend(totals[name].tolist())
+        worse = totals["shuffled_reference"] - totals["own_reference"]
+        measured.setdefault("shuffled_is_worse_by", []).extend(worse.tolist())
 
 
 def _by_song(samples: list[Sample]) -> dict[str, list[Sample]]:

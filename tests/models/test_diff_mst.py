@@ -14,7 +14,7 @@ from models.blocks.console.settings import named
 from models.diff_mst import data as facts
 from models.diff_mst.baselines import Recipe
 from models.diff_mst.config import EncoderShape
-from models.diff_mst.evaluate import evaluate
+from models.diff_mst.evaluate import evaluate, partners
 from models.diff_mst.generate import add_arguments, generate
 from models.diff_mst.networks import HIGHEST, LOWEST, LongTermSpectrum, MixingEngineer, octave_bands
 from models.diff_mst.objectives import audio_features
@@ -406,8 +406,19 @@ def test_figures_hold_a_run_against_what_it_has_to_beat(module, prepared, tmp_pa
 
 def test_a_run_with_references_is_tried_with_the_wrong_ones(prepared, tmp_path):
     figures = evaluate(tiny(*OTHER).eval(), prepared, tmp_path, recipe=QUICK)
-    assert figures.keys() == {"own_reference", "shuffled_reference"}
-    assert figures["own_reference"]["value"] != figures["shuffled_reference"]["value"]
+    assert figures.keys() == {"own_reference", "shuffled_reference", "shuffled_is_worse_by"}
+    own, shuffled, worse = (
+        figures[n]["value"] for n in ("own_reference", "shuffled_reference", "shuffled_is_worse_by")
+    )
+    assert worse != 0 and worse == pytest.approx(shuffled - own, abs=1e-6)
+
+
+def test_partners_are_of_other_songs():
+    samples = [{"song": song, "number": i} for i, song in enumerate("aabbbcd")]
+    for apart in (1, 2):
+        found = partners(samples, apart)
+        assert all(one["song"] != other["song"] for one, other in zip(samples, found, strict=True))
+    assert all(one["song"] != other["song"] for one, other in zip(partners(samples), partners(samples, 2), strict=True))
 
 
 def test_the_true_settings_have_no_error():
