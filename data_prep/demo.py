@@ -13,11 +13,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError, nearest, run_command
 
-DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE
+DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE; DATASET where it is prepared as another one
     "cocochorales": "data_prep.demo_cocochorales",
     "slakh": "data_prep.demo_slakh",
     "audio_pairs": "data_prep.demo_audio_pairs",
     "vocal_pairs": "data_prep.demo_vocal_pairs",
+    "vocal_styles": "data_prep.demo_vocal_styles",
     "fma": "data_prep.demo_fma",
     "musicnet": "data_prep.demo_musicnet",
 }
@@ -50,8 +51,9 @@ def main() -> None:
         f"{done} tracks in {time.monotonic() - start:.1f} s." if done else "The same corpus lies there already.",
         file=sys.stderr,
     )
+    dataset = getattr(module, "DATASET", args.dataset)
     print(
-        f"Next: python data_prep/prepare.py {args.dataset} --source {args.out} --recipe {module.RECIPE}",
+        f"Next: python data_prep/prepare.py {dataset} --source {args.out} --recipe {module.RECIPE}",
         file=sys.stderr,
     )
     print(args.out)

@@ -140,18 +140,21 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     torch.manual_seed(rng.key(config.seed, "initial weights"))
     module = registry.part(config.model, "train_module").TrainModule(config, manifest.info)
     if not checkpoint.steps(run.checkpoints):
-        start_from_others(run, config, module, attempt)
+        begin(run, config, module, attempt)
     attempt.startup.mark("model")
     uri = os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None
     with watched(run, world), streaming(run, uri):
         return Trainer(run, config, module, manifest, fabric, world, attempt).fit()
 
 
-def start_from_others(run: RunFolder, config: RunConfig, module: TrainModule, attempt: Attempt) -> None:
-    """Begin with the weights of the runs that the config names, and note of which step they are."""
+def begin(run: RunFolder, config: RunConfig, module: TrainModule, attempt: Attempt) -> None:
+    """Begin with the weights of the files and runs that the config names, and note which they are."""
     from jobs.planning import other_runs
     from pipeline import checkpoint
 
+    files = module.load_pretrained()
+    if files and attempt.number is not None:
+        run.record("pretrained", files=files)
     others = {what: run.path.parent.parent / name for what, name in other_runs(config).items()}
     if others:
         steps = checkpoint.start(module, others)

@@ -89,6 +89,14 @@ class TrainModule(nn.Module):
         """What ``trainer.ema`` averages, by name: all that is trained. A GAN leaves its discriminator out."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
+    def load_pretrained(self) -> dict[str, str]:
+        """Begin parts that are trained on with weights of the weights folder; the files' hashes by their names, for the run's history.
+
+        Called once, before the first step and before ``start_from``. Default: nothing. Raises UserError where weights are missing or
+        do not fit.
+        """
+        return {}
+
     def start_from(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Begin a new run with other runs' weights (their averages), under "init_from" and the names in ``ModelSection.runs``.
 

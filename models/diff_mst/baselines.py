@@ -24,8 +24,8 @@ class Recipe:
     """How a console is optimised: Adam on the knobs' positions, ``segments`` of a song at once; ``songs`` make the mean preset."""
 
     segments: int = 2
-    steps: int = 60
-    lr: float = 0.06
+    steps: int = 40
+    lr: float = 0.08
     songs: int = 3
     judged: int = 64  # samples of the held-out split at most
 

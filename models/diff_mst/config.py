@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from models.blocks.console.layout import Layout
+from models.blocks.console.layout import Switches
 from pipeline.config import ModelSection, Section
 
 
@@ -27,6 +27,8 @@ class EncoderShape(Section):
     window: int = Field(2048, gt=0)  # samples
     hop: int = Field(512, gt=0)
     groups: int = Field(8, gt=0)  # of the group normalisation, which stands for batch normalisation
+    pretrained: str | None = None  # a folder in the weights folder: CNN14's weights, or an encoder's of a run
+    bands: int = Field(0, ge=0)  # of the long-term spectrum that is heard, too; 0: none, as in the paper
 
     @model_validator(mode="after")
     def _groups_divide(self) -> EncoderShape:
@@ -47,28 +49,13 @@ class ControllerShape(Section):
     layers: int = Field(12, gt=0)
     heads: int = Field(8, gt=0)
     feed_forward: int = Field(2048, gt=0)
+    norm_first: bool = False  # normalised before each layer, not after: what was heard reaches the heads undiminished
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ControllerShape:
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
         return self
-
-
-class ConsoleShape(Section):
-    """Which knobs there are; the defaults are the paper's console: 27 a track, 25 of the bus, 26 of the master."""
-
-    tracks: int = Field(1, gt=0)
-    fader: bool = True
-    high_pass: bool = False
-    de_esser: bool = False
-    echo: bool = False
-    reverb_mix: bool = True
-    master: bool = True
-    softest_knee: float = Field(3.0, ge=0, lt=12)  # dB
-
-    def layout(self, sample_rate: int) -> Layout:
-        return Layout(sample_rate, **self.model_dump())
 
 
 class Weights(Section):
@@ -87,12 +74,14 @@ class ModelConfig(ModelSection):
 
     system: Literal["diff_mst"]
     reference: Literal["none", "same", "other", "made"]
-    console: ConsoleShape = ConsoleShape()
+    console: Switches = Switches()
     encoder: EncoderShape = EncoderShape()
     controller: ControllerShape = ControllerShape()
     weights: Weights = Weights()
 
-    crop: int | None = Field(None, gt=0)  # samples of a segment that a step sees, at a drawn place; None: all
+    crop: int | None = Field(
+        None, gt=0
+    )  # samples of a segment that a step mixes, at a drawn place; None: all. It is heard whole
     lead_in: float = Field(0.0, ge=0)  # seconds that are rendered and not judged: what reverb and compressor remember
     track_loudness: float | None = None  # LUFS that every track is brought to before the console; None: as it is
     reference_loudness: float | None = None  # LUFS of the reference

@@ -24,13 +24,14 @@ FULL_SCALE = 32768  # of PCM16
 SILENT = -69.0  # LUFS; what is no louder stays as it is
 LOUDEST_TRIM = 40.0  # dB
 STEMS, MIXTURE_SEGMENT = 4, {"slakh_stems": 524288, "slakh_stems_demo": 131072}
-VOCAL_SEGMENT = {"vocal_pairs": 262144, "vocal_pairs_demo": 131072}
+VOCAL_SEGMENT = {"vocal_pairs": 262144, "vocal_pairs_demo": 131072, "vocal_styles_demo": 131072}
 CALM = 0.25  # of the way from a knob's start to its ends: how far a made mix strays
 
 
 @dataclass(frozen=True)
 class View:
-    tracks: Tensor  # (B, N, n) float, brought to the config's loudness
+    heard: Tensor  # (B, N, m) float, brought to the config's loudness: the whole segment
+    tracks: Tensor  # (B, N, n) that of it which is mixed
     reference: Tensor | None  # (B, 2, m)
     like: Tensor  # (B, 2, n or m): what the mix is compared with
     counts: Tensor  # (B,) 1, or 0 for a sample that lacks what it needs
@@ -55,11 +56,11 @@ def check_data(config: RunConfig, model: ModelConfig, data: dict[str, Any]) -> N
     seen = data["segment"] // 2 if model.reference == "made" else data["segment"]
     if model.crop and model.crop > seen:
         raise UserError(f"model.crop is {model.crop} samples, the data has {seen}; set it to at most that.")
-    seen = model.crop or seen
     if seen < model.encoder.shortest:
         raise UserError(
             f"{seen} samples are too short for the encoder, which needs {model.encoder.shortest}: fewer channels, or a smaller hop."
         )
+    seen = model.crop or seen
     if model.lead_in * data["sample_rate"] > seen / 2:
         raise UserError(
             f"model.lead_in leaves less than half of {seen / data['sample_rate']:.2f} s to be judged; set it lower."
@@ -96,10 +97,10 @@ def view(batch: Batch, model: ModelConfig, layout: Layout, random: KeyedRandom, 
     if model.reference == "other":
         reference = like = trimmed(waves(batch["other_mixed"]), batch["other_lufs"][:, 1:2], model.reference_loudness)
     if stream is None or model.crop is None:
-        return View(raw, reference, like, counts)
+        return View(raw, raw, reference, like, counts)
     starts = _starts(raw.shape[-1], model.crop, batch["position"], random, stream)
     aligned = _cropped(mixed, starts, model.crop) if like is mixed else like
-    return View(_cropped(raw, starts, model.crop), reference, aligned, counts)
+    return View(raw, _cropped(raw, starts, model.crop), reference, aligned, counts)
 
 
 def _starts(length: int, crop: int, position: Tensor, random: KeyedRandom, stream: str) -> list[int]:
@@ -121,7 +122,7 @@ def _made(batch: Batch, model: ModelConfig, layout: Layout, random: KeyedRandom)
     console = Console(layout)
     with torch.no_grad():
         reference, wanted = console(first, settings).mix, console(second, settings).mix
-    return View(second, reference, wanted, torch.ones(len(stems), device=stems.device))
+    return View(second, second, reference, wanted, torch.ones(len(stems), device=stems.device))
 
 
 def drawn_settings(layout: Layout, position: Tensor, random: KeyedRandom, device: torch.device) -> Settings:

@@ -2,14 +2,19 @@
 
 ``raw``: the tracks as they are, on both sides. ``matched``: the same as loud as the wanted mix. ``preset``: one setting for all songs, the
 mean of consoles optimised for some training songs. ``model``: this run. ``ceiling``: a console optimised for each song, with its wanted mix
-at hand. ``way`` is the share of the way from ``matched`` to ``ceiling`` in the multi-resolution STFT. ``own_reference`` and
-``shuffled_reference`` are feature distances to the own reference, mixed after that and after another: their difference proves that a
-reference is listened to. Where a song's true settings are known, ``error_...`` tells how far each knob is from them.
+at hand. ``way`` is the share of the way from ``matched`` to ``ceiling`` in the multi-resolution STFT.
+
+``own_reference`` and ``shuffled_reference`` are feature distances to the own reference, mixed after that and after another;
+``shuffled_is_worse_by`` is their difference sample by sample: where its interval lies above 0, the reference is listened to.
+
+Where the songs' true settings are known, ``error_...`` tells how far each knob is from them; ``typical`` is then the mean of the training
+songs' true settings, the best that one setting for all songs can do.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,12 @@ import torch
 from torch import Tensor
 
 from models.blocks.console.settings import Settings
-from models.diff_mst import baselines
+from models.diff_mst import baselines, truth
 from models.diff_mst.baselines import Recipe
 from models.diff_mst.data import View
 from models.diff_mst.objectives import FEATURES, feature_distances
 from models.diff_mst.rendering import integrated_loudness
 from models.diff_mst.train_module import TrainModule
-from models.diff_mst.truth import parameter_errors
 from models.losses import multi_resolution_stft
 from models.metrics import Figure, mean
 from pipeline.errors import UserError
@@ -51,9 +55,10 @@ def evaluate(
     if reference != "none":
         _shuffled(module, samples, measured)
     if reference != "other":
-        presets = _song_consoles(module, read_samples(manifest, "train", None), recipe, recipe.songs)
+        training = read_samples(manifest, "train", None)
+        presets = _song_consoles(module, training, recipe, recipe.songs)
         preset = baselines.averaged(module, list(presets.values()))
-        _compared(module, samples, preset, recipe, measured)
+        _compared(module, samples, preset, recipe, measured, _typical(module, training))
     figures: dict[str, Figure | float] = {
         name: mean(torch.tensor(values)) for name, values in measured.items() if len(values) > 1
     }
@@ -85,30 +90,34 @@ def song_of(sample: Sample) -> str:
     return str(sample["song"] if "song" in sample else sample["meta"]["track"])
 
 
-def partners(samples: list[Sample]) -> list[Sample]:
-    """For each sample one of another song where there is one, the next in line."""
-    found = []
-    for i, sample in enumerate(samples):
-        line = [*samples[i + 1 :], *samples[:i]]
-        found.append(next((other for other in line if song_of(other) != song_of(sample)), line[0]))
-    return found
+def partners(samples: list[Sample], apart: int = 1) -> list[Sample]:
+    """For each sample one of another song: the first sample of the song that comes ``apart`` songs later, in a circle."""
+    songs = _by_song(samples)
+    order = {song: number for number, song in enumerate(songs)}
+    firsts = [own[0] for own in songs.values()]
+    return [firsts[(order[song_of(sample)] + apart) % len(firsts)] for sample in samples]
 
 
 @torch.inference_mode()
 def _shuffled(module: TrainModule, samples: list[Sample], measured: Measured) -> None:
-    """Distances of the audio features to the own reference, each by its weight: mixed after that one, and after another sample's."""
+    """Distances of the audio features to the own reference, each by its weight: mixed after that one, and after one that neither the own
+    song nor the own reference is of; and, sample by sample, by how much that is worse."""
     others = partners(samples)
+    strange = partners(samples, 2) if module.model_config.reference == "other" else others
     weights = module.model_config.weights
     for first in range(0, len(samples), BATCH):
         chosen = slice(first, first + BATCH)
         seen = module.view(batch_of(samples[chosen], others[chosen]))
-        wrong = module.view(batch_of(others[chosen], samples[chosen]))
+        wrong = module.view(batch_of(strange[chosen], strange[chosen]))
+        totals = {}
         for name, shown in (("own_reference", seen.reference), ("shuffled_reference", wrong.reference)):
-            mix = module.mixed(View(seen.tracks, shown, seen.like, seen.counts))[0].mix
+            mix = module.mixed(replace(seen, reference=shown))[0].mix
             assert seen.reference is not None
             found = feature_distances(mix, seen.reference, module.sample_rate)
-            total = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum(0)
-            measured.setdefault(name, []).extend(total.tolist())
+            totals[name] = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum(0)
+            measured.setdefault(name, []).extend(totals[name].tolist())
+        worse = totals["shuffled_reference"] - totals["own_reference"]
+        measured.setdefault("shuffled_is_worse_by", []).extend(worse.tolist())
 
 
 def _by_song(samples: list[Sample]) -> dict[str, list[Sample]]:
@@ -125,13 +134,27 @@ def _song_consoles(module: TrainModule, samples: list[Sample], recipe: Recipe, m
         spread = np.linspace(0, len(own) - 1, min(recipe.segments, len(own))).round().astype(int)
         seen = module.view(batch_of([own[i] for i in spread]))
         with torch.no_grad():
-            each = module.model.settings(seen.tracks, seen.reference)
+            each = module.model.settings(seen.heard, seen.reference)
         start = baselines.averaged(module, [{n: v[i : i + 1] for n, v in each.items()} for i in range(len(spread))])
         found[song] = baselines.optimised(module, seen, start, recipe)
     return found
 
 
-def _compared(module: TrainModule, samples: list[Sample], preset: Settings, recipe: Recipe, measured: Measured) -> None:
+def _typical(module: TrainModule, samples: list[Sample]) -> truth.Stand | None:
+    """Of all songs whose true settings are known; None where none is."""
+    known = [own[0]["meta"].get("settings") for own in _by_song(samples).values()]
+    stands = [truth.true_stand(settings, module.sample_rate) for settings in known if settings]
+    return truth.typical(stands, module.layout) if stands else None
+
+
+def _compared(
+    module: TrainModule,
+    samples: list[Sample],
+    preset: Settings,
+    recipe: Recipe,
+    measured: Measured,
+    typical: truth.Stand | None,
+) -> None:
     """All that is held against each other, and the errors of the knobs, into ``measured``."""
     ceilings = _song_consoles(module, samples, recipe, None)
     for song, own in _by_song(samples).items():
@@ -144,12 +167,17 @@ def _compared(module: TrainModule, samples: list[Sample], preset: Settings, reci
                 rendered, settings = module.mixed(seen)
                 _measure(module, mixes | {"model": rendered.mix}, seen.like, measured)
             heard += [{n: v[i : i + 1] for n, v in settings.items()} for i in range(len(seen.tracks))]
-        known = own[0]["meta"].get("settings")
-        if known:
+        if known := own[0]["meta"].get("settings"):
             made = {"model": baselines.averaged(module, heard), "preset": preset, "ceiling": ceilings[song]}
-            for who, settings in made.items():
-                for name, error in parameter_errors(settings, known, module.layout).items():
-                    measured.setdefault(f"error_{name}_{who}", []).append(error)
+            stands = {who: truth.stand(settings, module.layout) for who, settings in made.items()}
+            _errors(stands | ({"typical": typical} if typical else {}), known, module, measured)
+
+
+def _errors(stands: dict[str, truth.Stand], known: dict[str, Any], module: TrainModule, measured: Measured) -> None:
+    true = truth.true_stand(known, module.sample_rate)
+    for who, one in stands.items():
+        for name, error in truth.parameter_errors(one, true, module.layout).items():
+            measured.setdefault(f"error_{name}_{who}", []).append(error)
 
 
 def _mixes(module: TrainModule, batch: Batch, seen: View, consoles: dict[str, Settings]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from models.diff_mst.rendering import Song
 from models.diff_mst.train_module import TrainModule
 from models.inputs import read_recording
 from pipeline.errors import UserError
+from pipeline.files import write_atomic
 
 LOWEST_RATE = 32000  # Hz: below it the highest bands have no frequency to be tuned to
 SHORTEST = 0.5  # seconds
@@ -128,7 +129,7 @@ def _write(out: Path, tracks: np.ndarray, preset: Preset, rendered: Rendered) ->
     mix = (rendered.mix[0] * 10 ** (-preset.turned_down / 20)).numpy()
     out.mkdir(parents=True, exist_ok=True)
     soundfile.write(out / "mix.wav", mix.T, rate, subtype="PCM_24")
-    (out / "settings.json").write_text(preset.to_json())
+    write_atomic(out / "settings.json", preset.to_json().encode())
     if preset.turned_down:
         print(
             f"note: the mix was turned down by {preset.turned_down:.1f} dB so that it does not clip.", file=sys.stderr

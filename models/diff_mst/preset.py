@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from models.blocks.console.layout import Layout, Section
@@ -38,7 +39,7 @@ class Preset:
 
     def at(self, sample_rate: int) -> Preset:
         """The same at another sample rate."""
-        layout = replace(self.layout, sample_rate=sample_rate)
+        layout = self.layout.layout(sample_rate)
         spacing = None if self.spacing is None else round(self.spacing * sample_rate / self.layout.sample_rate)
         return replace(self, layout=layout, settings=within(self.settings, layout), spacing=spacing)
 
@@ -46,7 +47,7 @@ class Preset:
         values = {name: self._values(name, section) for name, section in self.layout.sections.items()}
         tree: dict[str, Any] = {
             "format": FORMAT,
-            "console": asdict(self.layout),
+            "console": self.layout.model_dump(),
             "spacing": self.spacing,
             "turned_down_db": self.turned_down,
             "tracks": [
@@ -86,13 +87,16 @@ def read_preset(path: Path) -> Preset:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"console.{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _parsed(tree: dict[str, Any]) -> Preset:
     if tree["format"] != FORMAT:
         raise ValueError(f"format {tree['format']}, {FORMAT} is read")
-    known = {item.name for item in fields(Layout)}
+    known = set(Layout.model_fields)
     if strange := sorted(tree["console"].keys() - known):
         raise ValueError(f"unknown key console.{strange[0]}; there are {', '.join(sorted(known))}")
     layout = Layout(**tree["console"])

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from models.diff_mst.train_module import TrainModule
     from pipeline.train_module import Batch
 
-GRID = 1 << 15  # of the FFT that curves and spectra are shown on
 POINTS = 2000  # of gain reduction in a picture
 TITLES = {"track": "track", "bus": "bus", "master": "master"}
 
@@ -30,9 +29,7 @@ TITLES = {"track": "track", "bus": "bus", "master": "master"}
 def equaliser_curve(values: Tensor, section: tuple, sample_rate: int, hertz: Tensor) -> Tensor:
     """A strip's settings (..., P) -> dB at ``hertz`` (F,), (..., F): high-pass and all bands together."""
     sections = equaliser_sections(named(values, section), sample_rate)
-    response = filters.cascade(sections, GRID, torch.float64).abs().clamp(min=1e-6)
-    at = (hertz.double() * GRID / sample_rate).round().long().clamp(max=GRID // 2)
-    return 20 * response[..., at].log10()
+    return 20 * filters.cascade(sections.double(), 2 * np.pi / sample_rate * hertz).abs().clamp(min=1e-6).log10()
 
 
 def write_table(path: Path, preset: Preset) -> Path:

@@ -17,6 +17,7 @@ from models.diff_mst import data as facts
 from models.diff_mst.config import ModelConfig
 from models.diff_mst.networks import MixingEngineer
 from models.diff_mst.objectives import distances, weighted
+from models.diff_mst.pretrained import begin_with
 from pipeline.config import RunConfig
 from pipeline.train_module import Batch
 from pipeline.train_module import TrainModule as BaseModule
@@ -35,6 +36,10 @@ class TrainModule(BaseModule):
         self.console = Console(self.layout)
         self.model = MixingEngineer(config.model, self.layout)
 
+    def load_pretrained(self) -> dict[str, str]:
+        name = self.model_config.encoder.pretrained
+        return {} if name is None else begin_with(self.model, name)
+
     @classmethod
     def typical_data(cls, config: RunConfig) -> dict[str, Any]:
         return facts.typical_data(config)
@@ -48,7 +53,7 @@ class TrainModule(BaseModule):
 
     def mixed(self, seen: facts.View) -> tuple[Rendered, Settings]:
         """The mix of what is seen, and the settings that made it."""
-        settings = self.model.settings(seen.tracks, seen.reference)
+        settings = self.model.settings(seen.heard, seen.reference)
         return self.console(seen.tracks, settings), settings
 
     def judged(self, wave: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ import pytest
 import soundfile
 from scipy.signal import sosfreqz
 
+from data_prep import demo_vocal_styles
 from data_prep.alignment import estimate_lag
 from data_prep.band import compose
-from data_prep.demo_vocal_pairs import STYLE, _gather_settings, _render_take, plan
+from data_prep.demo_vocal_pairs import TAKEN_BACK, TASTE, plan
+from data_prep.demo_vocals import STYLE, gather_settings, raw_take, render_take
 from data_prep.effects import Band, biquad, process
 from data_prep.vocal_pairs import RECIPES
 from data_prep.voice import sing
@@ -163,6 +165,46 @@ def test_mono_mixed_and_stereo_raw_and_another_rate(corpus, takes, tmp_path):
     assert by_name["No. 3 lead"]["lag"] == 700
 
 
+def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
+    import soxr
+
+    return soxr.resample(wave.T, RATE, rate, quality="VHQ").T
+
+
+PAIRS = {  # what may come, as (raw, mixed, sample rate of raw, of mixed) made of a take and its mix
+    "100 ms late": lambda raw, mix: (raw, np.pad(mix, ((0, 0), (4800, 0))), RATE, RATE),
+    "early": lambda raw, mix: (np.pad(raw, (700, 0)), mix, RATE, RATE),
+    "mixed is shorter": lambda raw, mix: (raw, mix[:, : 3 * RATE], RATE, RATE),
+    "raw is shorter": lambda raw, mix: (raw[: 3 * RATE], mix, RATE, RATE),
+    "raw 44.1 kHz": lambda raw, mix: (resampled(raw, 44100), mix, 44100, RATE),
+    "both 96 kHz": lambda raw, mix: (resampled(raw, 96000), resampled(mix, 96000), 96000, 96000),
+    "clipped": lambda raw, mix: (np.clip(4 * raw, -1, 1), np.clip(4 * mix, -1, 1), RATE, RATE),
+    "1 s": lambda raw, mix: (raw[:RATE], mix[:, :RATE], RATE, RATE),
+    "silent raw": lambda raw, mix: (0 * raw, mix, RATE, RATE),
+    "silent mix": lambda raw, mix: (raw, 0 * mix, RATE, RATE),
+}
+LAGS = {"100 ms late": 4800, "early": -700}
+
+
+def test_every_pair_that_may_come_is_aligned_or_refused(takes, tmp_path):
+    for number, (name, change) in enumerate(PAIRS.items()):
+        gain = 1 - 0.01 * number  # one recording under two names would be refused
+        raw, mix, raw_rate, mixed_rate = change(gain * takes[0][0], gain * takes[0][1])
+        write(tmp_path / f"in/raw/{name}.wav", raw, raw_rate)
+        write(tmp_path / f"in/mixed/{name}.wav", mix.T, mixed_rate)
+    folder, quarantined = build(tmp_path / "in", tmp_path / "out", STAGE)
+    assert set(quarantined) == {"silent raw", "silent mix"}
+    assert all("do not belong together" in reason for reason in quarantined.values())
+    found: dict[str, list] = {}
+    for sample in samples(folder):
+        found.setdefault(sample["meta"]["name"], []).append(sample)
+    assert set(found) == PAIRS.keys() - quarantined.keys()
+    for name, own in found.items():
+        assert {int(s["lag"]) for s in own} == {LAGS.get(name, 0)}, name
+    assert not any(s["has_reference"] for s in found["1 s"]) and len(found["1 s"]) == 1
+    assert any(s["clipped"][0] for s in found["clipped"])
+
+
 @pytest.mark.soak  # in `make test` Slakh and CocoChorales show it for all: the engine is the same
 def test_two_workers_write_the_bytes_of_one(prepared, tmp_path):
     corpus, folder = prepared
@@ -209,14 +251,14 @@ def test_the_demo_corpus_holds_its_traps_and_the_settings(tmp_path):
     root = tmp_path / "vocal_pairs"
     root.mkdir()
     for take in takes[1:]:
-        _render_take(root, take)
-    _gather_settings(root)
+        render_take(root, take)
+    gather_settings(root)
     settings = json.loads((root / "settings.json").read_text())
     assert set(settings) == {take.name for take in takes[1:]}
     sides = {side: {p.stem for p in (root / side).iterdir()} for side in ("raw", "mixed")}
     assert sides["raw"] ^ sides["mixed"] == {takes[3].name, takes[4].name}
     assert soundfile.info(root / f"mixed/{takes[2].name}.wav").channels == 1
-    _render_take(tmp_path, takes[2])
+    render_take(tmp_path, takes[2])
     for side in ("raw", "mixed"):
         name = f"{side}/{takes[2].name}.wav"
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes(), "the same seed, the same bytes"
@@ -224,6 +266,33 @@ def test_the_demo_corpus_holds_its_traps_and_the_settings(tmp_path):
         raw, late = (soundfile.read(root / f"{side}/{take.name}.wav", dtype="float32")[0] for side in sides)
         late = late if late.ndim == 1 else late.mean(axis=1)
         assert estimate_lag(raw, late, RATE).lag == settings[take.name]["latency"]
+
+
+def test_the_demos_engineer_answers_what_the_take_is_coloured_by():
+    """The rule holds, and it can be heard: a take with less air has a duller spectrum and a higher shelf."""
+    takes = plan(60, 3)
+    for band, taste in enumerate(TASTE):
+        colour = np.array([take.colour[band].decibels for take in takes])
+        answer = np.array([take.settings.bands[band + 1].decibels for take in takes])
+        unexplained = answer - (taste - TAKEN_BACK * colour)
+        assert unexplained.std() < 0.5 < 0.3 * answer.std(), "what nobody can foretell is small beside what one can"
+    dullest, brightest = (pick(takes[:20], key=lambda t: t.colour[2].decibels) for pick in (min, max))
+    air = [np.abs(np.fft.rfft(raw_take(t)))[round(8000 * t.song.seconds) :].mean() for t in (dullest, brightest)]
+    assert air[0] < 0.5 * air[1]
+
+
+def test_styles_are_no_function_of_the_voice():
+    takes = demo_vocal_styles.plan(200, 3)
+    assert all(take.colour == () for take in takes)
+    drawn = np.array(
+        [
+            [t.settings.pan, t.settings.reverb_send, t.settings.make_up, *(b.decibels for b in t.settings.bands[1:])]
+            for t in takes
+        ]
+    )
+    assert drawn.std(axis=0).min() > 0.3
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.25
+    assert {t.settings.pan for t in takes if t.trap == "mono mixed"} == {0.0}
 
 
 def test_filters_do_what_their_settings_say():

@@ -2,22 +2,24 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from data_prep.demo_vocal_pairs import STYLE
-from models.blocks.console.layout import Layout
+from data_prep.demo_vocals import STYLE
+from models.blocks.console.settings import named
 from models.diff_mst import data as facts
 from models.diff_mst.baselines import Recipe
-from models.diff_mst.evaluate import evaluate
+from models.diff_mst.config import EncoderShape
+from models.diff_mst.evaluate import evaluate, partners
 from models.diff_mst.generate import add_arguments, generate
-from models.diff_mst.networks import MixingEngineer
+from models.diff_mst.networks import HIGHEST, LOWEST, LongTermSpectrum, MixingEngineer, octave_bands
 from models.diff_mst.objectives import audio_features
 from models.diff_mst.preset import read_preset
-from models.diff_mst.truth import parameter_errors, true_knobs
+from models.diff_mst.truth import parameter_errors, stand, true_stand, typical
 from models.losses import multi_resolution_stft
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST, sealed, unsealed
@@ -142,6 +144,7 @@ def test_crops_are_aligned():
     batch["mixed"] = batch["raw"].expand(-1, 2, -1).clone()
     seen = module.view(batch, "train")
     assert seen.tracks.shape == (3, 1, 20000)
+    assert torch.equal(seen.heard, batch["raw"] / 32768), "what is listened to is the whole segment"
     assert torch.equal(seen.tracks.expand(-1, 2, -1), seen.like)
 
 
@@ -150,7 +153,7 @@ def test_crops_are_aligned():
     ((*OTHER, "data.partner=false"), "set data.partner=true"),
     (("model.reference=made",), "trains on multitracks"),
     (("model.crop=999999",), "set it to at most that"),
-    (("model.crop=3000", "model.encoder.hop=2048"), "too short for the encoder"),
+    (("model.encoder.channels=[4,4,4,4,4,4,4,4]",), "too short for the encoder"),
     (("model.lead_in=1.2",), "set it lower"),
     (("model.console.tracks=2",), "model.console.tracks is 2"),
     (("model.encoder.groups=3",), "does not divide"),
@@ -159,6 +162,41 @@ def test_crops_are_aligned():
 def test_what_does_not_fit_is_said_in_a_sentence(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         build(load("diff_mst_demo", *overrides))
+
+
+def test_an_encoder_hears_where_in_the_spectrum_something_stands():
+    """Band by band, at any level of the rest: what the long-term spectrum adds to CNN14, whose last mean is over frequency."""
+    shape = EncoderShape(channels=(4, 8), groups=2, bands=48)
+    heard = LongTermSpectrum(shape, 16, RATE)
+    heard.out = torch.nn.Identity()
+    time = torch.arange(2 * RATE) / RATE
+    for hertz in (200, 1000, 6000, 12000):
+        tone = 0.1 * torch.sin(2 * torch.pi * hertz * time)[None]
+        spectrum = torch.stft(tone, 2048, 2048, window=torch.hann_window(2048), return_complex=True)
+        cosines = heard(spectrum.abs().square().transpose(-1, -2))[:, :48]
+        bands = cosines @ heard.cosines / 0.09 + heard.tilt  # the cosines are orthogonal
+        middles = LOWEST * (HIGHEST / LOWEST) ** torch.linspace(0, 1, 48)
+        assert abs(float((middles[bands[0].argmax()] / hertz).log2())) < 0.1
+    bank = octave_bands(48, 2048, RATE)
+    assert torch.allclose(bank.sum(0), torch.ones(48)) and bank.shape == (1025, 48)
+
+
+def test_what_is_heard_reaches_the_settings():
+    """A demo that answers every voice with the same settings has learned nothing that a preset does not know."""
+    module = build(load("diff_mst_demo"))
+    batch = module.example_batch(4)
+    (optimizer,) = module.configure_optimizers().values()
+    raw = batch["raw"].float()
+    dull = torch.nn.functional.avg_pool1d(raw[:2], 33, 1, 16)
+    seen = module.view(batch | {"raw": torch.cat([raw[:2], 8 * dull]).clamp(-3e4, 3e4).to(torch.int16)})
+    heard = seen.heard[..., :32768]
+    for _ in range(40):  # the shelf is to be up where the voice is dull
+        shelf = named(module.model.settings(heard)["track"], module.layout.track)["high_shelf_gain"][:, 0, 0]
+        loss = (shelf - torch.tensor([-6.0, -6.0, 6.0, 6.0])).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 4
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------------------
@@ -243,6 +281,31 @@ def test_a_clipped_input_is_mixed_and_said(module, tmp_path, capsys):
     assert np.abs(soundfile.read(tmp_path / "out/mix.wav")[0]).max() <= 1
 
 
+@pytest.mark.soak
+def test_ten_minutes_are_mixed_in_one_go(module, tmp_path):
+    raw = voice(tmp_path / "raw.wav", 600.0)
+    generate(module, arguments("--input", raw), tmp_path, tmp_path / "out")
+    mix, _ = soundfile.read(tmp_path / "out/mix.wav")
+    assert 600 * RATE < len(mix) < 602 * RATE
+    levels = np.abs(mix[: 600 * RATE]).reshape(600, -1).max(1)
+    assert levels.min() > 0.1 * levels.max(), "no second is missing"
+    assert read_preset(tmp_path / "out/settings.json").settings["track"].shape[2] > 400
+
+
+def test_a_kill_leaves_the_old_preset(module, tmp_path, monkeypatch):
+    raw = voice(tmp_path / "raw.wav", 0.6)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.json").write_text("the one before")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate(module, arguments("--input", raw), tmp_path, tmp_path / "out")
+    assert (tmp_path / "out/settings.json").read_text() == "the one before"
+
+
 def test_what_cannot_be_mixed_is_said_in_a_sentence(module, tmp_path):
     raw = voice(tmp_path / "raw.wav", 1.0)
     (tmp_path / "text.wav").write_text("no audio")
@@ -285,6 +348,8 @@ def test_a_spoilt_preset_is_said_in_a_sentence(module, tmp_path):
     assert "track.pan is 3" in spoil(lambda t: t["tracks"][0]["settings"][0].update(pan=3))
     assert "track.ratio is nan" in spoil(lambda t: t["tracks"][0]["settings"][0].update(ratio=float("nan")))
     assert "0 tracks for a console of 1" in spoil(lambda t: t["tracks"].clear())
+    assert "console.tracks: input should be greater than 0" in spoil(lambda t: t["console"].update(tracks=0))
+    assert "console.bands" in spoil(lambda t: t["console"].update(bands=["treble"]))
     assert "unknown key console.colour" in spoil(lambda t: t["console"].update(colour=1))
     assert "is no preset" in spoil(lambda t: t.update(tracks=7))
     assert "need a spacing" in spoil(lambda t: t["tracks"][0]["settings"].append(t["tracks"][0]["settings"][0]))
@@ -332,6 +397,7 @@ def test_figures_hold_a_run_against_what_it_has_to_beat(module, prepared, tmp_pa
     assert figures["matched_lufs_db"]["value"] < 0.5 < figures["raw_lufs_db"]["value"]
     errors = {name for name in figures if name.startswith("error_")}
     assert {
+        "error_equaliser_db_typical",
         "error_threshold_db_model",
         "error_equaliser_db_preset",
         "error_high_pass_frequency_octaves_ceiling",
@@ -340,19 +406,44 @@ def test_figures_hold_a_run_against_what_it_has_to_beat(module, prepared, tmp_pa
 
 def test_a_run_with_references_is_tried_with_the_wrong_ones(prepared, tmp_path):
     figures = evaluate(tiny(*OTHER).eval(), prepared, tmp_path, recipe=QUICK)
-    assert figures.keys() == {"own_reference", "shuffled_reference"}
-    assert figures["own_reference"]["value"] != figures["shuffled_reference"]["value"]
+    assert figures.keys() == {"own_reference", "shuffled_reference", "shuffled_is_worse_by"}
+    own, shuffled, worse = (
+        figures[n]["value"] for n in ("own_reference", "shuffled_reference", "shuffled_is_worse_by")
+    )
+    assert worse != 0 and worse == pytest.approx(shuffled - own, abs=1e-6)
+
+
+def test_partners_are_of_other_songs():
+    samples = [{"song": song, "number": i} for i, song in enumerate("aabbbcd")]
+    for apart in (1, 2):
+        found = partners(samples, apart)
+        assert all(one["song"] != other["song"] for one, other in zip(samples, found, strict=True))
+    assert all(one["song"] != other["song"] for one, other in zip(partners(samples), partners(samples, 2), strict=True))
 
 
 def test_the_true_settings_have_no_error():
-    layout = Layout(RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0)
+    layout = load("diff_mst_demo").model.console.layout(RATE)
     known = sample(0)["meta"]["settings"]
-    true = true_knobs(known)
-    values = [{"high_pass_frequency": 90.0, **true}.get(knob.name, knob.start) for knob in layout.track]
-    errors = parameter_errors({"track": torch.tensor(values)[None, None, None]}, known, layout)
-    assert len(errors) == len(true) + 1
+    true = true_stand(known, RATE)
+    assert {"threshold", "reverb_decay", "peak_1_q", "pan", "make_up"} <= true.knobs.keys()
+    values = {
+        name: torch.tensor([true.knobs.get(knob.name, knob.start) for knob in section])[None, None, None]
+        for name, section in layout.sections.items()
+    }
+    errors = parameter_errors(stand(values, layout), true, layout)
+    assert len(errors) == len(true.knobs) + 1
     assert max(value for name, value in errors.items() if name != "equaliser_db") < 1e-4
-    assert errors["equaliser_db"] < 0.05
+    assert errors["equaliser_db"] < 0.05, "but for 1 % of Q of the high-pass"
+
+
+def test_what_is_typical_lies_in_the_middle():
+    layout = load("diff_mst_demo").model.console.layout(RATE)
+    known = sample(0)["meta"]["settings"]
+    stands = [true_stand(known | {"ratio": ratio, "pan": pan}, RATE) for ratio, pan in ((2.0, -0.2), (8.0, 0.4))]
+    middle = typical(stands, layout)
+    assert middle.knobs["ratio"] == pytest.approx(4) and middle.knobs["pan"] == pytest.approx(0.1)
+    errors = parameter_errors(middle, stands[0], layout)
+    assert errors["ratio_octaves"] == pytest.approx(1, abs=1e-5) and errors["pan_share"] == pytest.approx(0.3)
 
 
 def test_pictures_of_a_step(module, tmp_path):

@@ -12,16 +12,15 @@ Shapes: B samples of a batch, N tracks, n samples, K settings along time, T mill
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from models.blocks.console import dynamics, filters, space
+from models.blocks.console import convolution, dynamics, filters, space
 from models.blocks.console.layout import Layout
 from models.blocks.console.settings import Knobs, Settings, along, named
-from models.blocks.precision import full_precision
+from models.blocks.precision import full_precision, kept_for_all
 
 RINGING = 0.7  # seconds after which the narrowest filter is silent (-60 dB at 20 Hz and Q 5)
 KINDS: dict[str, filters.Kind] = {
@@ -62,8 +61,9 @@ class Console:
         wave = self._strip(tracks, strip, spacing, found)
         if self.layout.de_esser:
             wave = self._de_essed(wave, strip, spacing, found)
-        angle = torch.pi / 4 * (1 + self._fine(strip["pan"], wave.shape[-1], spacing))  # constant power
-        mix = torch.stack([(wave * angle.cos()).sum(1), (wave * angle.sin()).sum(1)], dim=1)
+        angle = torch.pi / 4 * (1 + self._control(strip["pan"], wave, spacing))  # constant power
+        sides = [(wave * self._samples(side, wave)).sum(1) for side in (angle.cos(), angle.sin())]
+        mix = torch.stack(sides, dim=1)
         mix = mix + self._reverb(self._sent(wave, strip["reverb_send"], spacing), bus, spacing)
         if self.layout.echo:
             mix = mix + self._echoes(self._sent(wave, strip["echo_send"], spacing), bus, spacing)
@@ -74,19 +74,22 @@ class Console:
 
     def _strip(self, wave: Tensor, strip: Knobs, spacing: int | None, found: Rendered) -> Tensor:
         if self.layout.fader:
-            wave = wave * self._gain(strip["gain"], wave.shape[-1], spacing)
+            wave = wave * self._gain(strip["gain"], wave, spacing)
         return self._compressed(self._equalised(wave, strip, spacing), strip, spacing, found, "compressor")
 
     def _master(self, mix: Tensor, strip: Knobs, spacing: int | None, found: Rendered) -> Tensor:
-        mix = mix * self._gain(strip["gain"], mix.shape[-1], spacing)
+        mix = mix * self._gain(strip["gain"], mix, spacing)
         mix = self._compressed(self._equalised(mix, strip, spacing), strip, spacing, found, "master", linked=True)
-        return mix * self._gain(strip["output_gain"], mix.shape[-1], spacing)
+        return mix * self._gain(strip["output_gain"], mix, spacing)
 
     def _equalised(self, wave: Tensor, strip: Knobs, spacing: int | None) -> Tensor:
         sections = equaliser_sections(strip, self.layout.sample_rate)
         tail = round(RINGING * self.layout.sample_rate)
-        response = _kept(lambda k, size: filters.cascade(sections[:, :, k], size, wave.dtype))
-        return filters.convolve(wave, response, tail, sections.shape[2], spacing)
+
+        def response(k: int, size: int) -> Tensor:
+            return filters.sampled(sections[:, :, k], size)
+
+        return convolution.convolve(wave, response, tail, sections.shape[2], spacing)
 
     def _compressed(
         self, wave: Tensor, strip: Knobs, spacing: int | None, found: Rendered, name: str, linked: bool = False
@@ -94,10 +97,10 @@ class Console:
         level = dynamics.peak_levels(wave, self.hop)
         if linked:
             level = level.amax(1, keepdim=True)
-        reduction = dynamics.compressor_reduction(level, self._controlled(strip, level, spacing), self._step_ms)
+        reduction = dynamics.compressor_reduction(level, self._controlled(strip, wave, spacing), self._step_ms)
         found.reduction[name] = reduction.detach()
-        make_up = along(strip["make_up"], level.shape[-1], self._step(spacing))
-        return wave * self._samples(_linear(make_up - reduction), wave.shape[-1])
+        make_up = self._control(strip["make_up"], wave, spacing)
+        return wave * self._samples(_linear(make_up - reduction), wave)
 
     def _de_essed(self, wave: Tensor, strip: Knobs, spacing: int | None, found: Rendered) -> Tensor:
         """The band above the sibilance frequency is lowered where it is loud; without reduction the sound is untouched.
@@ -106,36 +109,35 @@ class Console:
         """
         hertz = strip["sibilance_frequency"]
         flat, q = torch.zeros_like(hertz), torch.full_like(hertz, BUTTERWORTH)
-        section = filters.coefficients("high_pass", hertz.double(), flat, q, self.layout.sample_rate)[..., None, :]
+        section = filters.coefficients("high_pass", hertz, flat, q, self.layout.sample_rate)[..., None, :]
         early = BACKWARDS * self.hop
 
         def response(k: int, size: int) -> Tensor:
-            forwards = filters.cascade(section[:, :, k], size, wave.dtype)
-            turn = torch.arange(size // 2 + 1, device=wave.device, dtype=torch.float64) * (-2 * torch.pi * early / size)
-            return (forwards * forwards.conj()) * torch.polar(torch.ones_like(turn), turn).to(forwards.dtype)
+            forwards = filters.sampled(section[:, :, k], size)
+            return (forwards * forwards.conj()) * _delay(early, size, forwards.dtype, wave.device)
 
         late = torch.nn.functional.pad(wave, (0, early))
-        band = filters.convolve(late, _kept(response), 2 * early, hertz.shape[-1], spacing)[..., early:]
+        band = convolution.convolve(late, response, 2 * early, hertz.shape[-1], spacing)[..., early:]
         level = dynamics.peak_levels(band, self.hop)
-        reduction = dynamics.de_esser_reduction(level, self._controlled(strip, level, spacing), self._step_ms)
+        reduction = dynamics.de_esser_reduction(level, self._controlled(strip, wave, spacing), self._step_ms)
         found.reduction["de_esser"] = reduction.detach()
-        return wave + (self._samples(_linear(-reduction), wave.shape[-1]) - 1) * band
+        return wave + (self._samples(_linear(-reduction), wave) - 1) * band
 
     def _sent(self, wave: Tensor, send: Tensor, spacing: int | None) -> Tensor:
         """(B, 1, n): what all tracks send to a bus."""
-        return (wave * self._gain(send, wave.shape[-1], spacing)).sum(1, keepdim=True)
+        return (wave * self._gain(send, wave, spacing)).sum(1, keepdim=True)
 
     def _reverb(self, sent: Tensor, bus: Knobs, spacing: int | None) -> Tensor:
-        gains, decays = (_bands(bus, f"reverb_{what}") for what in ("gain", "decay"))
+        gains, decays = _room(bus)
         rate = self.layout.sample_rate
 
         def response(k: int, size: int) -> Tensor:
             return torch.fft.rfft(space.reverb_impulse(gains[:, k], decays[:, k], rate), size)
 
-        wet = filters.convolve(sent, _kept(response), space.reverb_taps(rate), gains.shape[1], spacing)
+        wet = convolution.convolve(sent, response, space.reverb_taps(rate), gains.shape[1], spacing)
         if not self.layout.reverb_mix:
             return wet
-        share = self._fine(bus["reverb_mix"][:, None], sent.shape[-1], spacing)
+        share = self._samples(self._control(bus["reverb_mix"][:, None], sent, spacing), sent)
         return share * wet + (1 - share) * sent
 
     def _echoes(self, sent: Tensor, bus: Knobs, spacing: int | None) -> Tensor:
@@ -147,61 +149,58 @@ class Console:
             knobs = (time[:, k], feedback[:, k], damping[:, k])
             return space.echo_response(*knobs, size, tail, self.layout.sample_rate)[:, None]
 
-        return filters.convolve(sent, _kept(response), tail, time.shape[-1], spacing)
+        return convolution.convolve(sent, response, tail, time.shape[-1], spacing)
 
     @property
     def _step_ms(self) -> float:
         return 1000 * self.hop / self.layout.sample_rate
 
-    def _step(self, spacing: int | None) -> float:
-        return self.hop / spacing if spacing else 0.0
+    def _control(self, knob: Tensor, wave: Tensor, spacing: int | None) -> Tensor:
+        """(B, S, K) -> (B, S, T), or (B, S, 1) where nothing moves."""
+        return along(knob, -(-wave.shape[-1] // self.hop), self.hop, spacing)
 
-    def _controlled(self, strip: Knobs, level: Tensor, spacing: int | None) -> Knobs:
+    def _controlled(self, strip: Knobs, wave: Tensor, spacing: int | None) -> Knobs:
         names = ("threshold", "ratio", "knee", "attack", "release", "sibilance_threshold", "sibilance_ratio")
-        return {name: along(strip[name], level.shape[-1], self._step(spacing)) for name in names if name in strip}
+        return {name: self._control(strip[name], wave, spacing) for name in names if name in strip}
 
-    def _fine(self, knob: Tensor, length: int, spacing: int | None) -> Tensor:
-        """(B, S, K) -> (B, S, n), or (B, S, 1) where nothing moves."""
-        return self._samples(along(knob, -(-length // self.hop), self._step(spacing)), length)
+    def _gain(self, decibels: Tensor, wave: Tensor, spacing: int | None) -> Tensor:
+        return self._samples(_linear(self._control(decibels, wave, spacing)), wave)
 
-    def _gain(self, decibels: Tensor, length: int, spacing: int | None) -> Tensor:
-        return _linear(self._fine(decibels, length, spacing))
-
-    def _samples(self, control: Tensor, length: int) -> Tensor:
-        return control if control.shape[-1] == 1 else dynamics.per_sample(control, self.hop, length)
+    def _samples(self, control: Tensor, wave: Tensor) -> Tensor:
+        """(B, S, T) -> (B, S, n), n as of ``wave``."""
+        return control if control.shape[-1] == 1 else dynamics.per_sample(control, self.hop, wave.shape[-1])
 
 
 def equaliser_sections(strip: Knobs, sample_rate: int) -> Tensor:
-    """The strip's filters in a row, (B, S, K, sections, 6) in double precision."""
-    knobs = {name: value.double() for name, value in strip.items()}
+    """The strip's filters in a row, (B, S, K, sections, 6)."""
     found = [
-        filters.coefficients(kind, knobs[f"{band}_frequency"], knobs[f"{band}_gain"], knobs[f"{band}_q"], sample_rate)
+        filters.coefficients(kind, strip[f"{band}_frequency"], strip[f"{band}_gain"], strip[f"{band}_q"], sample_rate)
         for band, kind in KINDS.items()
+        if f"{band}_frequency" in strip
     ]
-    if "high_pass_frequency" in knobs:
-        hertz = knobs["high_pass_frequency"]
+    if "high_pass_frequency" in strip:
+        hertz = strip["high_pass_frequency"]
         flat, q = torch.zeros_like(hertz), torch.full_like(hertz, BUTTERWORTH)
         found.append(filters.coefficients("high_pass", hertz, flat, q, sample_rate))
     return torch.stack(found, dim=-2)
 
 
-def _bands(bus: Knobs, name: str) -> Tensor:
-    """(B, K, 12)."""
-    return torch.stack([bus[f"{name}_{band}"] for band in range(1, space.REVERB_BANDS + 1)], dim=-1)
+def _room(bus: Knobs) -> tuple[Tensor, Tensor]:
+    """Gains in dB and decays in seconds of the reverb's bands, (B, K, 12) each."""
+    bands = range(1, space.REVERB_BANDS + 1)
+    if "reverb_decay" in bus:
+        decays = bus["reverb_decay"][..., None].expand(*bus["reverb_decay"].shape, space.REVERB_BANDS)
+        return torch.zeros_like(decays), decays
+    gains, decays = (torch.stack([bus[f"reverb_{what}_{band}"] for band in bands], -1) for what in ("gain", "decay"))
+    return gains, decays
 
 
 def _linear(decibels: Tensor) -> Tensor:
     return 10 ** (decibels / 20)
 
 
-def _kept(response: Callable[[int, int], Tensor]) -> filters.Response:
-    """The last answer is remembered: a long signal goes through one filter block by block."""
-    last: dict[tuple[int, int], Tensor] = {}
-
-    def answer(k: int, size: int) -> Tensor:
-        if (k, size) not in last:
-            last.clear()
-            last[k, size] = response(k, size)
-        return last[k, size]
-
-    return answer
+@kept_for_all
+def _delay(samples: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(F,): the response of a delay."""
+    turn = torch.arange(size // 2 + 1, dtype=torch.float64) * (-2 * torch.pi * samples / size)
+    return torch.polar(torch.ones_like(turn), turn).to(dtype).to(device)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.blocks.precision import kept_for_all
+
 FLOOR = -120.0  # dB; what a level is at least
 ROUNDS = 64  # of finding out where attack and release take turns; 5 to 10 suffice
 
@@ -66,9 +68,16 @@ def _recursion(keep: Tensor, added: Tensor) -> Tensor:
 
 def per_sample(control: Tensor, hop: int, length: int) -> Tensor:
     """(..., T) -> (..., n): straight lines between the middles of the milliseconds."""
-    flat = control.reshape(-1, 1, control.shape[-1])
-    fine = F.interpolate(flat, scale_factor=float(hop), mode="linear", align_corners=False)
-    return fine[..., :length].reshape(*control.shape[:-1], length)
+    ends = torch.cat([control[..., :1], control, control[..., -1:]], dim=-1).unfold(-1, 2, 1)
+    early = (hop + 1) // 2  # from the first line's beginning to the first sample
+    return (ends @ _line(hop, control.dtype, control.device)).flatten(-2)[..., early : early + length]
+
+
+@kept_for_all
+def _line(hop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2, hop): shares of both ends; the middle of an even number of samples lies between two of them."""
+    along = ((torch.arange(hop, dtype=torch.float64) + (0.5 if hop % 2 == 0 else 0)) / hop).to(dtype)
+    return torch.stack([1 - along, along]).to(device)
 
 
 def compressor_reduction(level: Tensor, knobs: dict[str, Tensor], step_ms: float) -> Tensor:

@@ -1,117 +1,146 @@
-"""Linear parts: second-order filters by frequency sampling, and convolution whose filter may change along the sound.
+"""Second-order filters as responses at the frequencies of an FFT.
 
 Filters: R. Bristow-Johnson, "Cookbook formulae for audio EQ biquad filter coefficients". Sampling their response on a grid that is
-longer than signal and ringing together makes them differentiable without a recursion (Nercessian, DAFx 2020).
+longer than signal and ringing together makes them differentiable without a recursion (Nercessian, DAFx 2020). The response is computed
+where it can bend, and interpolated between: a filter's width grows with its distance from 0 Hz and from half the sample rate.
 
-Shapes: n samples, K settings along time, F frequencies; leading dimensions (...) are tracks and samples of a batch.
+Shapes: F frequencies of an FFT, G knots among them; leading dimensions (...) are tracks and samples of a batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
-BLOCK = 1 << 19  # samples of a long signal that are filtered at a time
+from models.blocks.precision import kept_for_all
+
+FINE = 1024  # steps from an end of the spectrum to where the grid's step doubles; twice as many next to the ends
 Kind = Literal["high_pass", "low_shelf", "peak", "high_shelf"]
-Response = Callable[[int, int], Tensor]  # (number of the setting, size of the FFT) -> complex (..., F)
 
 
 def coefficients(kind: Kind, hertz: Tensor, decibels: Tensor, q: Tensor, sample_rate: int) -> Tensor:
-    """Second-order sections (..., 6): b0 b1 b2 a0 a1 a2, not normalised."""
-    omega = 2 * math.pi * hertz / sample_rate
-    cosine, alpha, a = omega.cos(), omega.sin() / (2 * q), 10 ** (decibels / 40)
+    """Second-order sections (..., 6): b0 + b1 + b2, b0 - b1 + b2, b0 - b2 of the numerator, and of the denominator; not normalised.
+
+    The first is tiny at low frequencies, the second at high ones. Written as squares of sine and cosine of half the angle they are right
+    in single precision, where sums of the cookbook's coefficients would leave nothing of them.
+    """
+    half = math.pi * hertz / sample_rate
+    low, high = 4 * half.sin().square(), 4 * half.cos().square()  # 2 - 2 cos w, 2 + 2 cos w
+    alpha, a = half.sin() * half.cos() / q, 10 ** (decibels / 40)
+    none, root = torch.zeros_like(low), 4 * a.sqrt() * alpha
     match kind:
         case "high_pass":
-            edge = (1 + cosine) / 2
-            b = [edge, -2 * edge, edge]
-            d = [1 + alpha, -2 * cosine, 1 - alpha]
+            found = [none, high, none, low, high, 2 * alpha]
         case "peak":
-            b = [1 + alpha * a, -2 * cosine, 1 - alpha * a]
-            d = [1 + alpha / a, -2 * cosine, 1 - alpha / a]
-        case _:  # a low shelf is a high shelf with the cosine's sign turned, and its odd coefficients'
-            turn = 1 if kind == "high_shelf" else -1
-            root, tilt = 2 * a.sqrt() * alpha, turn * (a - 1) * cosine
-            b = [
-                a * (a + 1 + tilt + root),
-                -2 * turn * a * (a - 1 + turn * (a + 1) * cosine),
-                a * (a + 1 + tilt - root),
-            ]
-            d = [a + 1 - tilt + root, 2 * turn * (a - 1 - turn * (a + 1) * cosine), a + 1 - tilt - root]
-    return torch.stack([*b, *d], dim=-1)
+            found = [low, high, 2 * alpha * a, low, high, 2 * alpha / a]
+        case "high_shelf":
+            found = [2 * a * low, 2 * a * a * high, a * root, 2 * a * low, 2 * high, root]
+        case "low_shelf":
+            found = [2 * a * a * low, 2 * a * high, a * root, 2 * low, 2 * a * high, root]
+    return torch.stack(found, dim=-1)
 
 
-def cascade(sections: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Sections (..., S, 6) in a row -> their response at the F = size // 2 + 1 frequencies of an FFT, complex (..., F) of real ``dtype``.
+def cascade(sections: Tensor, omega: Tensor) -> Tensor:
+    """Sections (..., S, 6) in a row -> their response at the angles ``omega`` (F,) in radians a sample, complex (..., F)."""
+    return _cascade(sections, _angles(omega.double()).to(sections))
 
-    e^{jw} (b0 + b1 e^{-jw} + b2 e^{-2jw}) = (b0 + b1 + b2) - 2 (b0 + b2) sin^2(w / 2) + j (b0 - b2) sin w: the sum, small at low
-    frequencies, is taken in double precision, and the rest of it may be single.
-    """
-    b0, b1, b2 = sections.double().unflatten(-1, (2, 3)).unbind(-1)
-    omega = torch.arange(size // 2 + 1, dtype=torch.float64, device=sections.device) * (2 * math.pi / size)
-    even, odd = (-2 * (omega / 2).sin().square()).to(dtype), omega.sin().to(dtype)
-    whole, pair, apart = ((x[..., None]).to(dtype) for x in (b0 + b1 + b2, b0 + b2, b0 - b2))
-    above, below = torch.complex(whole + pair * even, apart * odd).unbind(-2)  # (..., S, F) each
+
+def sampled(sections: Tensor, size: int) -> Tensor:
+    """The same at the F = size // 2 + 1 frequencies of an FFT, by cubic interpolation; at worst -120 dB from the response itself."""
+    grid = _grid(size, sections.dtype, sections.device)
+    values, found, begin = _cascade(sections, grid.angles), [], 0
+    for stretch, matrix in zip(grid.stretches, grid.matrices, strict=True):
+        knots = values[..., begin : begin + stretch.knots]
+        begin += stretch.knots
+        if matrix is not None:
+            knots = (knots.unfold(-1, 4, 1) @ matrix).flatten(-2)
+        found.append(knots[..., : stretch.length])
+    return torch.cat(found, dim=-1)
+
+
+def _angles(omega: Tensor) -> Tensor:
+    """cos^2 (w / 2), sin^2 (w / 2) and sin w, (3, F)."""
+    return torch.stack([(omega / 2).cos().square(), (omega / 2).sin().square(), omega.sin()])
+
+
+def _cascade(sections: Tensor, angles: Tensor) -> Tensor:
+    """e^{jw} (b0 + b1 e^{-jw} + b2 e^{-2jw}) = (b0 + b1 + b2) cos^2 (w / 2) - (b0 - b1 + b2) sin^2 (w / 2) + j (b0 - b2) sin w."""
+    low, high, apart = (x[..., None] for x in sections.unflatten(-1, (2, 3)).unbind(-1))
+    above, below = torch.complex(low * angles[0] - high * angles[1], apart * angles[2]).unbind(-2)  # (..., S, F) each
     return _product(above) / _product(below)
 
 
 def _product(factors: Tensor) -> Tensor:
-    """(..., S, F) -> (..., F); pairwise, since ``prod`` passes no cheap gradient."""
+    """(..., S, F) -> (..., F); one after the other, since ``prod`` passes no cheap gradient."""
     total, *others = factors.unbind(-2)
     for factor in others:
         total = total * factor
     return total
 
 
-def pieces(length: int, settings: int, spacing: int | None) -> Iterator[tuple[int, int, int]]:
-    """Setting k rules the samples from start to end: yields (k, start, end), at most two at a place."""
-    if settings == 1 or spacing is None:
-        yield from ((0, start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
-        return
-    for k in range(settings):
-        start, end = max(0, (k - 1) * spacing), length if k == settings - 1 else min((k + 1) * spacing, length)
-        if end > start:
-            yield k, start, end
+@dataclass(frozen=True)
+class Stretch:
+    """Frequencies from number ``first`` on, ``length`` of them, known at every ``step``-th."""
+
+    first: int
+    step: int
+    length: int
+
+    @property
+    def intervals(self) -> int:
+        return -(-self.length // self.step)
+
+    @property
+    def knots(self) -> int:
+        """One before and two after the intervals' beginnings, where there is something between."""
+        return self.intervals + (3 if self.step > 1 else 0)
 
 
-def weights(k: int, start: int, end: int, settings: int, spacing: int | None, like: Tensor) -> Tensor | None:
-    """How much of each sample belongs to setting k: triangles whose sum is one everywhere; None where it is all."""
-    if settings == 1 or spacing is None:
-        return None
-    at = torch.arange(start, end, device=like.device, dtype=torch.float64) / spacing
-    shape = 1 - (at - k).abs()
-    if k == settings - 1:
-        shape = torch.where(at > k, torch.ones_like(shape), shape)  # the last setting holds to the end
-    return shape.clamp(min=0).to(like.dtype)
+@dataclass(frozen=True)
+class Grid:
+    """``angles`` (3, G) of the knots of all stretches (see ``_angles``); for each stretch the matrix (4, step) that fills it, None where
+    nothing is to be filled."""
+
+    stretches: tuple[Stretch, ...]
+    angles: Tensor
+    matrices: tuple[Tensor | None, ...]
 
 
-def convolve(wave: Tensor, response: Response, tail: int, settings: int = 1, spacing: int | None = None) -> Tensor:
-    """(..., n) -> (..., n), each stretch filtered as its setting says and rung out to the end, ``tail`` samples at most.
-
-    Every setting filters its own share of the signal (``weights``), so a change of settings is a crossfade of what goes in: no click,
-    and with equal settings exactly the filter that does not change.
-    """
-    length = wave.shape[-1]
-    if length <= BLOCK and (settings == 1 or spacing is None):
-        return _filtered(wave, response, 0, tail)[..., :length]
-    total: Tensor | None = None
-    for k, start, end in pieces(length, settings, spacing):
-        share = weights(k, start, end, settings, spacing, wave)
-        piece = wave[..., start:end] if share is None else wave[..., start:end] * share
-        rung = _filtered(piece, response, k, tail)[..., : length - start]
-        if total is None:
-            total = rung.new_zeros(*rung.shape[:-1], length)
-        total[..., start : start + rung.shape[-1]] += rung
-    assert total is not None
-    return total
+def stretches(frequencies: int) -> tuple[Stretch, ...]:
+    """Of numbers 0 to ``frequencies`` - 1: single steps at both ends, steps that double towards the middle."""
+    if frequencies < 8 * FINE:
+        return (Stretch(0, 1, frequencies),)
+    upper, end = [Stretch(frequencies - 2 * FINE, 1, 2 * FINE)], frequencies - 2 * FINE
+    lower, begin, step = [Stretch(0, 1, 2 * FINE)], 2 * FINE, 2
+    while begin < end:
+        length = min(FINE * step, end - begin)
+        lower.append(Stretch(begin, step, length))
+        begin += length
+        whole = FINE * step if begin + FINE * step <= end else (end - begin) // step * step
+        if whole:
+            upper.append(Stretch(end - whole, step, whole))
+            end -= whole
+        step *= 2
+    return (*lower, *reversed(upper))
 
 
-def _filtered(piece: Tensor, response: Response, k: int, tail: int) -> Tensor:
-    """(..., m) -> (..., m + tail)."""
-    full = piece.shape[-1] + tail
-    size = next_fast_len(full, real=True)
-    return torch.fft.irfft(torch.fft.rfft(piece, size) * response(k, size), size)[..., :full]
+@kept_for_all
+def _grid(size: int, dtype: torch.dtype, device: torch.device) -> Grid:
+    found = stretches(size // 2 + 1)
+    numbers = [s.first + s.step * (torch.arange(s.knots) - (1 if s.step > 1 else 0)) for s in found]
+    angles = _angles(torch.cat(numbers).double() * (2 * math.pi / size))
+    complex_dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
+    matrices = tuple(_cubic(s.step).to(complex_dtype).to(device) if s.step > 1 else None for s in found)
+    return Grid(found, angles.to(dtype).to(device), matrices)
+
+
+def _cubic(step: int) -> Tensor:
+    """(4, step): Lagrange's polynomial through the knots at -1, 0, 1 and 2, at 0, 1 / step, ..."""
+    t = torch.arange(step, dtype=torch.float64) / step
+    return torch.stack([
+        -t * (t - 1) * (t - 2) / 6, (t + 1) * (t - 1) * (t - 2) / 2, -(t + 1) * t * (t - 2) / 2, (t + 1) * t * (t - 1) / 6,
+    ])  # fmt: skip

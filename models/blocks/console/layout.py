@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from pydantic import Field
+
+from pipeline.config import Section as ConfigSection
+
+Band = Literal["low_shelf", "peak_1", "peak_2", "peak_3", "peak_4", "high_shelf"]
+BANDS: tuple[Band, ...] = get_args(Band)
 REVERB_BANDS = 12
 TOP = 1000.0  # Hz below half the sample rate: no filter is tuned higher
 
@@ -39,23 +46,33 @@ class Knob:
 Section = tuple[Knob, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which parts a console has; ``sample_rate`` in Hz bounds what its filters can be tuned to.
+class Switches(ConfigSection):
+    """Which parts a console has; the defaults are the paper's: 27 knobs a track, 25 of the bus, 26 of the master.
 
     A single track does without ``fader`` (its gain is the compressor's make-up, its threshold moves with it) and without ``master``;
-    ``reverb_mix`` lets the reverb's bus pass some of its input.
+    ``reverb_mix`` lets the reverb's bus pass some of its input. Who mixes one voice may have fewer ``bands``, and a room of one decay
+    (``room_tone`` false) instead of a gain and a decay for each of twelve bands: fewer knobs that do the work of others.
     """
 
-    sample_rate: int
-    tracks: int = 1
+    tracks: int = Field(1, gt=0)
     fader: bool = True
     high_pass: bool = False
     de_esser: bool = False
     echo: bool = False
     reverb_mix: bool = True
+    room_tone: bool = True
+    bands: tuple[Band, ...] = Field(BANDS, min_length=1)
     master: bool = True
-    softest_knee: float = 3.0  # dB; 0 lets a compressor have a hard knee
+    softest_knee: float = Field(3.0, ge=0, lt=12)  # dB; 0 lets a compressor have a hard knee
+
+    def layout(self, sample_rate: int) -> Layout:
+        return Layout(**self.model_dump() | {"sample_rate": sample_rate})
+
+
+class Layout(Switches):
+    """``sample_rate`` in Hz bounds what the filters can be tuned to."""
+
+    sample_rate: int = Field(gt=0)
 
     @property
     def sections(self) -> dict[str, Section]:
@@ -68,7 +85,7 @@ class Layout:
         return (
             *((Knob("gain", "dB", -48, 48, 0),) if self.fader else ()),
             *((Knob("high_pass_frequency", "Hz", 20, 400, 60, True),) if self.high_pass else ()),
-            *equaliser(self.sample_rate),
+            *equaliser(self.sample_rate, self.bands),
             *compressor(self.softest_knee),
             *(DE_ESSER if self.de_esser else ()),
             Knob("pan", "-1 left to 1 right", -1, 1, 0),
@@ -80,8 +97,9 @@ class Layout:
     def bus(self) -> Section:
         bands = range(1, REVERB_BANDS + 1)
         return (
-            *(Knob(f"reverb_gain_{band}", "dB", -24, 12, 0) for band in bands),
-            *(Knob(f"reverb_decay_{band}", "s", 0.1, 4, 1, True) for band in bands),
+            *(Knob(f"reverb_gain_{band}", "dB", -24, 12, 0) for band in bands if self.room_tone),
+            *(Knob(f"reverb_decay_{band}", "s", 0.1, 4, 1, True) for band in bands if self.room_tone),
+            *(() if self.room_tone else (Knob("reverb_decay", "s", 0.1, 4, 1, True),)),
             *((Knob("reverb_mix", "share", 0, 1, 0.9),) if self.reverb_mix else ()),
             *(ECHO if self.echo else ()),
         )
@@ -90,16 +108,16 @@ class Layout:
     def master_strip(self) -> Section:
         return (
             Knob("gain", "dB", -48, 48, 0),
-            *equaliser(self.sample_rate),
+            *equaliser(self.sample_rate, self.bands),
             *compressor(self.softest_knee),
             Knob("output_gain", "dB", -48, 48, 0),
         )
 
 
-def equaliser(sample_rate: int) -> Section:
-    """Six bands: low shelf, four peaks, high shelf."""
+def equaliser(sample_rate: int, wanted: tuple[Band, ...] = BANDS) -> Section:
+    """Six bands, low shelf, four peaks, high shelf; or those of them that are wanted."""
     top = sample_rate / 2 - TOP
-    bands = (
+    bands: tuple[tuple[Band, float, float, float], ...] = (
         ("low_shelf", 20.0, 2000.0, 150.0),
         ("peak_1", 80.0, 2000.0, 400.0),
         ("peak_2", 2000.0, 8000.0, 4000.0),
@@ -110,6 +128,7 @@ def equaliser(sample_rate: int) -> Section:
     return tuple(
         knob
         for name, low, high, start in bands
+        if name in wanted
         for knob in (
             Knob(f"{name}_gain", "dB", -12, 12, 0),
             Knob(f"{name}_frequency", "Hz", low, high, start, True),

@@ -57,15 +57,13 @@ def start_settings(layout: Layout, batch: int = 1) -> Settings:
     }
 
 
-def along(knob: Tensor, points: int, step: float) -> Tensor:
-    """(..., K) -> (..., T) by straight lines between the settings, ``step`` settings a point; (..., 1) where there is only one.
-
-    The first setting stands at point 0; after the last one it holds.
-    """
+def along(knob: Tensor, points: int, hop: int, spacing: int | None) -> Tensor:
+    """(..., K) -> (..., T) by straight lines between the settings, ``spacing`` samples apart, at points ``hop`` samples apart; (..., 1)
+    where there is only one setting. The first one stands at point 0; after the last one it holds."""
     settings = knob.shape[-1]
-    if settings == 1:
+    if settings == 1 or spacing is None:
         return knob
-    at = (torch.arange(points, device=knob.device, dtype=torch.float64) * step).clamp(max=settings - 1)
-    low = at.long().clamp(max=settings - 2)
-    share = (at - low).to(knob.dtype)
+    at = torch.arange(points, device=knob.device) * hop  # whole numbers: an hour's samples are no single-precision ones
+    low = (at // spacing).clamp(max=settings - 2)
+    share = ((at - low * spacing).to(knob.dtype) / spacing).clamp(max=1)
     return knob[..., low] * (1 - share) + knob[..., low + 1] * share

@@ -38,7 +38,7 @@ def banded_noise(sample_rate: int, dtype: torch.dtype, device: torch.device) -> 
     place = place.clamp(0, REVERB_BANDS - 1)
     distance = (place - torch.arange(REVERB_BANDS)[:, None]).abs().clamp(max=1)
     bands = torch.fft.rfft(white)[:, None] * (math.pi / 2 * distance).cos().square()
-    return torch.fft.irfft(bands, size)[..., :taps].to(dtype=dtype, device=device)
+    return torch.fft.irfft(bands, size)[..., :taps].to(dtype).to(device)
 
 
 def reverb_impulse(gains: Tensor, decays: Tensor, sample_rate: int) -> Tensor:
@@ -56,14 +56,18 @@ def echo_response(time: Tensor, feedback: Tensor, damping: Tensor, size: int, ro
     Complex (..., F), F = size // 2 + 1: a delay is a phase, so a time between two samples is one as well. Echoes that begin after
     ``room`` samples are left out, since on this grid they would come round to the beginning.
     """
-    turn = torch.arange(size // 2 + 1, dtype=torch.float64, device=time.device) * (2 * math.pi / size)
-    delay = time[..., None].double() * (sample_rate / 1000)
-    pole = torch.exp(-2 * math.pi * damping[..., None].double() / sample_rate)
-    back = torch.polar(torch.ones_like(turn), -turn)
-    once = (1 - pole) / (1 - pole * back)  # complex
-    step = once * torch.exp(-1j * turn * delay)  # from one echo to the next, but for the feedback
+    bins = torch.arange(size // 2 + 1, device=time.device)
+    delay = time[..., None] * (sample_rate / 1000)
+    whole = delay.detach().floor()
+    # a phase of thousands of turns has no digits left in single precision: whole samples turn by whole numbers, taken modulo a turn
+    turns = bins * whole.long() % size + bins * (delay - whole)
+    angle = turns * (2 * math.pi / size)
+    pole = torch.exp(-2 * math.pi * damping[..., None] / sample_rate)
+    turn = bins.to(delay.dtype) * (2 * math.pi / size)
+    once = (1 - pole) / (1 - torch.polar(pole.expand_as(angle), -turn.expand_as(angle)))  # complex
+    step = once * torch.polar(torch.ones_like(angle), -angle)  # from one echo to the next, but for the feedback
     total, echo = torch.zeros_like(once), step
     for k in range(1, ECHOES + 1):
         total = total + (k * delay < room).to(delay.dtype) * echo
-        echo = echo * step * feedback[..., None].double()
-    return total.to(torch.complex64 if time.dtype == torch.float32 else torch.complex128)
+        echo = echo * step * feedback[..., None]
+    return total
