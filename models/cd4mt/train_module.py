@@ -44,7 +44,7 @@ class TrainModule(BaseModule):
         self.model_config = config.model
         facts.check_data(config, self.model_config, data)
         self.stems = facts.stems(data)
-        self.denoiser = Denoiser(self.model_config, len(self.stems), int(data["latent"]["channels"]))
+        self.denoiser = Denoiser(self.model_config, *facts.latent_shape(data)[:2])
         self.teacher: Denoiser | None = None
         if self.model_config.objective == "cm":
             if config.trainer.strategy == "deepspeed":
@@ -52,7 +52,7 @@ class TrainModule(BaseModule):
                     "CM's teacher is an average of whole weights, and ZeRO shares them: set trainer.strategy=ddp."
                 )
             self.teacher = copy.deepcopy(self.denoiser).requires_grad_(False)
-        scale = facts.standardisation(data, self.model_config.sigma_data)
+        scale = facts.standardisation(data, self.model_config)
         # Facts of the data, not weights: they come with the manifest, not with a checkpoint.
         self.register_buffer("latent_mean", scale.mean, persistent=False)
         self.register_buffer("latent_std", scale.std, persistent=False)
@@ -63,6 +63,10 @@ class TrainModule(BaseModule):
 
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, batch_size, self.config.seed)
+
+    def clean(self, batch: Batch) -> Tensor:
+        """A batch's latents (B, S, C, L), of deviation sigma_data."""
+        return self.scale.apply(facts.arranged(batch[facts.FIELD].to(self.latent_mean.device)))
 
     @property
     def scale(self) -> Standardisation:
@@ -95,8 +99,7 @@ class TrainModule(BaseModule):
     def _seen(self, batch: Batch, stream: str) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (B, S, C, L) of deviation sigma_data, noise of the same shape, and U(0, 1) (B,), keyed by position."""
         position = batch["position"]
-        latents = facts.crop(batch[facts.FIELD], self.model_config.frames, self.random, stream, position)
-        clean = self.scale.apply(latents)
+        clean = facts.crop(self.clean(batch), self.model_config.frames, self.random, stream, position)
         noise = self.random.normal(f"cd4mt/{stream}/noise", position, clean.shape[1:], clean.device)
         return clean, noise, self.random.uniform(f"cd4mt/{stream}/level", position, (), clean.device)
 

@@ -170,18 +170,18 @@ def test_stems_that_belong_together_agree_more_than_shuffled_ones():
     for song in waves:
         for at in random.integers(0, 60000, 6):
             song[:, at : at + 3000] = torch.from_numpy(random.normal(0, 0.3, (3, 3000))).float()
-    features, heard = coherence.onset_strength(waves), coherence.audible(waves)
+    features, heard = coherence.onset_strength(waves, 44100), coherence.audible(waves)
     own = coherence.agreement(features, heard)
     foreign = coherence.agreement(coherence.shuffled(features), coherence.shuffled(heard))
     assert (own > 0.7).all() and (foreign < 0.4).all()
     waves[0, 1:] = 0
-    assert coherence.agreement(coherence.onset_strength(waves), coherence.audible(waves))[0].isnan()
+    assert coherence.agreement(coherence.onset_strength(waves, 44100), coherence.audible(waves))[0].isnan()
 
 
 def test_chroma_knows_a_fifth_from_an_octave():
     time = torch.arange(88200) / 44100
     note, octave, fifth = (torch.sin(2 * torch.pi * hertz * time) for hertz in (220.0, 440.0, 330.0))
-    found = coherence.chroma(torch.stack([note, octave, fifth]))
+    found = coherence.chroma(torch.stack([note, octave, fifth]), 44100)
     same, other = (torch.nn.functional.cosine_similarity(found[0], found[i], dim=0) for i in (1, 2))
     assert same > 0.8 > 0.3 > other
 

@@ -108,7 +108,7 @@ def test_schedules_by_hand():
 
 def test_distances_by_hand():
     one, other = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
-    assert float(distance(one, other, "l2", None)) == 25
+    assert float(distance(one, other, "l2", None)) == 12.5
     assert float(distance(one, other, "pseudo_huber", 12.0)) == pytest.approx(1)
     assert float(distance(one, other, "cauchy", 5.0)) == pytest.approx(math.log(1.5))
     assert default_scale(4 * 64 * 127) == pytest.approx(0.0974, abs=5e-5)
@@ -268,7 +268,7 @@ def test_data_that_cannot_be_is_told():
     data = TrainModule.typical_data(config)
     with pytest.raises(UserError, match="holds none"):
         TrainModule(config, {k: v for k, v in data.items() if k != "latent"})
-    with pytest.raises(UserError, match="256 frames"):
-        TrainModule(load("cd4mt_demo", "model.frames=257"), data)
+    with pytest.raises(UserError, match="50 frames"):
+        TrainModule(load("cd4mt_demo", "model.frames=51"), data)
     with pytest.raises(UserError, match="strategy=ddp"):
         TrainModule(tiny("cm", "trainer.strategy=deepspeed"), data)
