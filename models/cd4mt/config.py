@@ -103,7 +103,13 @@ class Scm(Section):
 class ModelConfig(ModelSection):
     """The ``model:`` section."""
 
-    live: ClassVar[tuple[str, ...]] = (*OBJECTIVES, "distance", "distance_scale", "middle")  # what --resume may change
+    live: ClassVar[tuple[str, ...]] = (
+        *OBJECTIVES,
+        "distance",
+        "distance_scale",
+        "coupling_group",
+        "middle",
+    )  # what --resume may change
 
     system: Literal["cd4mt"]
     objective: Literal["edm", "cm", "ict", "ect", "scm"]
@@ -124,6 +130,8 @@ class ModelConfig(ModelSection):
 
     distance: Literal["pseudo_huber", "cauchy", "l2"] = "pseudo_huber"  # of cm, ict and ect
     distance_scale: float | None = Field(None, gt=0)  # its c; None: 0.00054 sqrt(d), d the numbers in a sample
+
+    coupling_group: int | None = Field(None, ge=2)  # consecutive samples within which noise is assigned to data
 
     edm: Edm = Edm()
     cm: Cm = Cm()

@@ -96,6 +96,17 @@ def crop(latents: Tensor, length: int | None, random: KeyedRandom, stream: str, 
     return torch.stack([row[..., start : start + length] for row, start in zip(latents, starts, strict=True)])
 
 
+def way_to_latents(data: dict[str, Any]) -> list[str]:
+    """From waveforms to what the network is told of, a line each."""
+    latent, (count, channels, length) = data["latent"], latent_shape(data)
+    stored = ", ".join(map(str, latent["fields"][FIELD]["shape"]))
+    wave, formed = f"(B, {count}, {data['segment']})", f"(B, {count}, {channels}, {length})"
+    return [
+        f"waveforms {wave} at {data['sample_rate']} Hz, {data['seconds']:.1f} s -> {latent['codec']}: latents (B, {stored})",
+        f"latents (B, {stored}) -> standardised: {formed} -> stacked: (B, {count * channels}, {length})",
+    ]
+
+
 def typical_data(config: RunConfig) -> dict[str, Any]:
     """Of Slakh's recipes with the config's codec; it names no weights, for nothing was encoded."""
     codec = config.data.codec or "mdct"

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.cd4mt import data as facts
 from models.cd4mt import sampling
 from models.cd4mt.config import ModelConfig
+from models.cd4mt.coupling import coupled
 from models.cd4mt.denoiser import Denoiser
 from models.cd4mt.objectives import LAST, objective
 from models.cd4mt.sampling import Known
@@ -64,6 +65,9 @@ class TrainModule(BaseModule):
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, batch_size, self.config.seed)
 
+    def before_the_batch(self) -> list[str]:
+        return facts.way_to_latents(self.data)
+
     def clean(self, batch: Batch) -> Tensor:
         """A batch's latents (B, S, C, L), of deviation sigma_data."""
         return self.scale.apply(facts.arranged(batch[facts.FIELD].to(self.latent_mean.device)))
@@ -81,6 +85,8 @@ class TrainModule(BaseModule):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The objective, a mean over the batch."""
         clean, noise, draw = self._seen(batch, "train")
+        if self.model_config.coupling_group is not None:
+            noise = coupled(clean, noise, self.model_config.coupling_group)
         teacher = self.teacher or self.denoiser
         each = objective(self.model_config, self.denoiser, teacher, clean, noise, draw, step)
         return {"loss": each.mean()}

@@ -6,7 +6,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from models.cd4mt import coherence, evaluate, generate, inputs
+from models.cd4mt import codec_cost, coherence, evaluate, generate, inputs
 from models.cd4mt.external import load_external
 from models.cd4mt.showing import write_stems
 from models.cd4mt.train_module import TrainModule
@@ -203,9 +203,23 @@ def test_figures(objective, data, tmp_path, monkeypatch):
             assert figure["low"] <= figure["value"] <= figure["high"] and figure["count"] == 3
     assert found["noise_frechet_total"]["value"] > found["training_songs_frechet_total"]
     assert found["mean_stem_frechet_total"] > found["training_songs_frechet_total"]
-    assert found["codec_median_snr_db"] > 20 and found["codec_frechet_total"] < found["noise_frechet_total"]["value"]
+    assert found["codec_median_snr_db"] > 20 and found["codec_log_mel_error_db"] < 10
+    assert found["codec_frechet_total"] < found["noise_frechet_total"]["value"]
     assert {"data_beat_agreement", "imputation_beat_above_shuffled", "imputation_harmony_agreement"} <= found.keys()
     assert {p.name for p in tmp_path.iterdir()} == PICTURES
+
+
+def test_the_codecs_cost_is_of_each_sample_with_itself(module, data, monkeypatch):
+    """A pass over the latents may come in another order than one over the recordings: samples are paired by their numbers."""
+    facts = tiny_info()
+    facts["latent"]["source"] = read_manifest(data.with_name("slakh_stems_demo")).identity
+    paired = TrainModule(load("cd4mt_demo", *TINY), facts)
+    right = codec_cost.codec_cost(paired, data, "test")["codec_median_snr_db"]
+    whole = codec_cost._by_number
+    turned = lambda manifest, split, field, count: whole(manifest, split, field, count).roll(int(field == "stems"), 0)  # noqa: E731
+    monkeypatch.setattr(codec_cost, "_by_number", turned)
+    assert codec_cost.codec_cost(paired, data, "test")["codec_median_snr_db"] < 3 < 20 < right
+    assert codec_cost.codec_cost(TrainModule(load("cd4mt_demo", *TINY), tiny_info()), data, "test") == {}
 
 
 def test_what_training_shows(module, data, tmp_path):
