@@ -26,6 +26,7 @@ class UnetShape(Section):
     head_channels: int = Field(16, gt=0)
     attention: tuple[int, ...] = (4, 2)
     dropout: float = Field(0.1, ge=0, lt=1)
+    shortcut: bool = False  # the input, channel by channel, times what the noise level says, is added to the output
     norm: Literal["group", "non_scaling"] = (
         "group"  # non_scaling: without the learned scale that gathers outliers (2502.01441)
     )

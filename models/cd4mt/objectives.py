@@ -59,7 +59,7 @@ def objective(
 
 
 def _edm(config: ModelConfig, student: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """lambda |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Eq. (2), Table 1)."""
+    """lambda |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Table 1)."""
     error = student(clean + rows(sigma, clean) * noise, sigma) - clean
     return _snr_weight(config, sigma) * error.square().flatten(1).mean(1)
 
@@ -84,7 +84,7 @@ def _neighbours(config: ModelConfig, draw: Tensor, step: int) -> tuple[Tensor, T
 def _consistency(
     config: ModelConfig, student: Denoiser, teacher: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, near: Tensor
 ) -> Tensor:
-    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Eq. (10)); where ``near`` is 0 the teacher's answer is x itself."""
+    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Section 5); where ``near`` is 0 the teacher's answer is x itself."""
     wanted = clean
     if bool(near.any()):
         with as_teacher(clean.device):

@@ -113,7 +113,7 @@ class TrainModule(BaseModule):
         self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int
     ) -> dict[str, Tensor]:
         logged = super().optimize(engine, batch, optimizers, step)
-        if self.teacher is not None:  # theta^- <- mu theta^- + (1 - mu) theta (2303.01469, Eq. (8))
+        if self.teacher is not None:  # theta^- <- mu theta^- + (1 - mu) theta (2303.01469, Section 4)
             decay = cm_teacher_decay(step - 1, self.model_config.cm)
             with torch.no_grad():
                 for average, weight in zip(self.teacher.parameters(), self.denoiser.parameters(), strict=True):
