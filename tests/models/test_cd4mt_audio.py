@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from models.cd4mt import codec_cost, coherence, evaluate, generate, inputs
 from models.cd4mt.external import load_external
 from models.cd4mt.showing import write_stems
+from models.cd4mt.statistics import Comparison, spectra_of_audio, spectra_of_mels
 from models.cd4mt.train_module import TrainModule
+from models.features import AUDIOLDM2
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
@@ -184,6 +186,30 @@ def test_chroma_knows_a_fifth_from_an_octave():
     found = coherence.chroma(torch.stack([note, octave, fifth]), 44100)
     same, other = (torch.nn.functional.cosine_similarity(found[0], found[i], dim=0) for i in (1, 2))
     assert same > 0.8 > 0.3 > other
+
+
+def test_the_mel_of_a_mixture_is_that_of_what_sounds():
+    mels = torch.full((1, 3, 64, 40), -20.0)
+    mels[:, 1] = torch.linspace(-8, 1, 64)[:, None]
+    found = spectra_of_mels(mels, AUDIOLDM2)
+    assert found.log_mels.shape == (1, 4, 32, 40) and found.rate == 100
+    torch.testing.assert_close(found.log_mels[:, 3], found.log_mels[:, 1], atol=2e-3, rtol=0)
+    assert found.log_mels[:, 0].unique().tolist() == [pytest.approx(np.log(1e-5))]
+    mels[:, 2] = mels[:, 1]
+    louder = spectra_of_mels(mels, AUDIOLDM2).log_mels[:, 3] - found.log_mels[:, 3]
+    assert louder.mean() == pytest.approx(np.log(2) / 2, abs=1e-2)
+
+
+def test_statistics_are_of_windows_of_a_third_of_a_second():
+    waves = 0.1 * torch.randn(2, 4, 32768)
+    found = spectra_of_audio(waves, 44100)
+    assert found.statistics().shape == (5, 4, 64)
+    same = Comparison(STEMS, found).one("x", found)
+    assert set(same) == {f"x_frechet_{name}" for name in (*STEMS, "stems", "total")} and max(same.values()) < 1e-6
+    louder = Comparison(STEMS, found).one("x", spectra_of_audio(2 * waves, 44100))
+    assert louder["x_frechet_total"] == pytest.approx(
+        32 * np.log(2) ** 2, rel=1e-3
+    )  # deviations stay, means move by ln 2
 
 
 @pytest.mark.parametrize("objective", ["ect", "edm"])

@@ -83,7 +83,7 @@ def test_preconditioning_is_edms_and_trigflows_at_once():
 
 
 def test_consistency_models_leave_the_least_noise_alone():
-    """f(x, sigma_min) = x (2303.01469, Eq. (5))."""
+    """f(x, sigma_min) = x (2303.01469, Section 3)."""
     denoiser = Denoiser(tiny("ict").model, 4, 64)
     x = torch.randn(2, 4, 64, 8)
     torch.testing.assert_close(denoiser(x, torch.full((2,), 0.002)), x)
@@ -243,6 +243,23 @@ def test_what_is_given_comes_back_unchanged(name):
     free = module.draw(torch.arange(2), 8, 3)
     assert not torch.equal(free, module.draw(torch.arange(2), 8, 3, seed=1)) and made.isfinite().all()
     torch.testing.assert_close(free[1:], module.draw(torch.tensor([1]), 8, 3), rtol=1e-3, atol=1e-3)
+
+
+def test_the_shortcut_begins_with_nothing_and_passes_each_channel_by_the_noise_level():
+    plain, short = (build(tiny("edm", *more)).denoiser.network for more in ((), ("model.unet.shortcut=true",)))
+    assert short.load_state_dict(plain.state_dict(), strict=False).missing_keys == [
+        "shortcut.factors.weight",
+        "shortcut.factors.bias",
+    ]
+    x, level = torch.randn(2, 256, 8), torch.tensor([1.0, 500.0])
+    torch.testing.assert_close(short(x, level), plain(x, level))
+    short.shortcut.factors.bias.data[7] = 3.0
+    added = short(x, level) - plain(x, level)
+    torch.testing.assert_close(added[:, 7], 3 * x[:, 7])
+    assert not added[:, 8:].any()
+    torch.nn.init.ones_(short.shortcut.factors.weight)
+    one, other = (short(x, level) - plain(x, level))[:, 8]
+    assert (one / x[0, 8]).std() < 1e-3 and abs(float((one / x[0, 8]).mean() - (other / x[1, 8]).mean())) > 1e-3
 
 
 def test_non_scaling_norms_have_no_scale():
