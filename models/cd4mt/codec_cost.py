@@ -22,7 +22,7 @@ from pipeline.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.samples import SplitReader
 
 FULL_SCALE = 32768.0  # of int16
-SAMPLES = 64  # at most
+SAMPLES = 8  # at most
 BATCH = 16
 NEPER = 20 / math.log(10)  # decibels
 

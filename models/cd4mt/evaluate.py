@@ -28,10 +28,10 @@ from pipeline.manifest import read_manifest
 from pipeline.rng import KeyedRandom
 
 SEEDS = 3  # draws of everything, for the spread
-DRAWS = 64  # a seed
+DRAWS = 48  # a seed
 HELD_OUT = 512  # samples of a split at most
 BATCH = 16
-HEARD = 32  # draws, and songs, that are made audio of: what their stems agree in is measured there
+HEARD = 24  # draws, and songs, that are made audio of: what their stems agree in is measured there
 ITERATIONS = (
     16  # of Griffin-Lim there, where the codec is one of mels: a quarter of the usual, for data and draws alike
 )
@@ -101,7 +101,7 @@ def drawn(module: TrainModule, steps: int, seed: int) -> tuple[Tensor, float]:
 
 def imputed(module: TrainModule, songs: Tensor) -> Tensor:
     """(B, S, C, L) -> (B, S, n): each stem as it is made to the other three."""
-    steps, made = None if module.model_config.objective == "edm" else sampling.GIVEN_STEPS, songs.clone()
+    steps, made = sampling.GIVEN_STEPS, songs.clone()
     for stem in range(songs.shape[1]):
         mask = torch.ones(*songs.shape[:2], 1, songs.shape[-1], dtype=torch.bool, device=songs.device)
         mask[:, stem] = False
