@@ -138,5 +138,7 @@ RECIPES: dict[str, SlakhStems] = {
         SlakhStems("slakh_stems", 4, 44100, 524288),
         # For two CPU cores: 3.0 s
         SlakhStems("slakh_stems_demo", 4, 44100, 131072),
+        # For codecs of 16 kHz: 2.0 s, a bar of the demo corpus
+        SlakhStems("slakh_stems_16k_demo", 4, 16000, 32000),
     )
 }

@@ -44,8 +44,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Description:
-    """``batch``: samples of the watched step. ``saved``: bytes that the backward kept; ``flops`` of both passes."""
+    """``before``: see ``TrainModule.before_the_batch``. ``batch``: samples of the watched step. ``saved``: bytes that the backward kept;
+    ``flops`` of both passes."""
 
+    before: list[str]
     stages: tuple[Stage, ...]
     parameters: int
     trainable: int
@@ -69,6 +71,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
         module.optimize(_StillEngine(module), batch, module.configure_optimizers(), 1)
     parameters = list(module.parameters())
     return Description(
+        module.before_the_batch(),
         tuple(seen.stages()),
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
@@ -213,6 +216,8 @@ def show(config: RunConfig, folder: Path | None) -> None:
         table.add_row(stage.name, stage.kind, *counts, stage.inputs, stage.outputs)
     table.add_section()
     table.add_row("all", "", f"{found.parameters:,}", f"{found.trainable:,}")
+    for line in found.before:
+        console.print(line)
     console.print("batch: " + ", ".join(f"{name} {shape}" for name, shape in found.shapes.items()))
     console.print(table)
     size = found.sizes

@@ -121,8 +121,7 @@ def waveform(log_mels: torch.Tensor, spec: MelSpec, iterations: int = 64) -> tor
     previous = torch.zeros_like(phase)
     for _ in range(iterations):
         rebuilt = _spectrum(_overlap_add(magnitudes * phase, spec), spec)
-        phase = rebuilt - MOMENTUM / (1 + MOMENTUM) * previous
-        phase = phase / phase.abs().clamp(min=1e-16)
+        phase = torch.sgn(rebuilt - MOMENTUM / (1 + MOMENTUM) * previous)
         previous = rebuilt
     wave = _overlap_add(magnitudes * phase, spec)
     return wave[..., spec.margin : spec.margin + log_mels.shape[-1] * spec.hop]
@@ -238,23 +237,28 @@ def _overlap_add(spectrum: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     frames = torch.fft.irfft(spectrum, n=spec.window) * window
     lead, count = frames.shape[:-2], frames.shape[-2]
     length = (count - 1) * spec.hop + spec.window
-    where = torch.arange(count, device=frames.device)[:, None] * spec.hop + torch.arange(
-        spec.window, device=frames.device
-    )
-    flat = frames.reshape(-1, count * spec.window)
-    total = flat.new_zeros(flat.shape[0], length).index_add_(1, where.flatten(), flat)
-    weight = flat.new_zeros(length).index_add_(0, where.flatten(), (window**2).repeat(count))
-    return (total / weight.clamp(min=1e-3)).reshape(*lead, length)
+    total = _added(frames.reshape(-1, count, spec.window), spec.hop)
+    weight = _added((window**2).expand(1, count, -1), spec.hop)
+    return (total / weight.clamp(min=1e-3))[:, :length].reshape(*lead, length)
+
+
+def _added(frames: torch.Tensor, hop: int) -> torch.Tensor:
+    """(b, L, window) at ``hop`` -> (b, n), filled up to whole hops. Hop by hop, so that what is written lies together."""
+    pieces = -(-frames.shape[-1] // hop)
+    parts = torch.nn.functional.pad(frames, (0, pieces * hop - frames.shape[-1])).unflatten(-1, (pieces, hop))
+    total = frames.new_zeros(len(frames), frames.shape[1] + pieces - 1, hop)
+    for i in range(pieces):
+        total[:, i : i + frames.shape[1]] += parts[:, :, i]
+    return total.flatten(1)
 
 
 def _unmel(magnitudes: torch.Tensor, spec: MelSpec, steps: int = 100) -> torch.Tensor:
     """Mel magnitudes (..., B, L) -> STFT magnitudes (..., F, L) >= 0, by multiplicative updates (Lee and Seung 2001)."""
     filters = _filters(spec, magnitudes.dtype, magnitudes.device)
     target = filters @ magnitudes
-    gram = filters @ filters.T
     estimate = target / filters.sum(dim=1, keepdim=True).clamp(min=1e-8).square()
-    for _ in range(steps):
-        estimate = estimate * target / (gram @ estimate).clamp(min=1e-12)
+    for _ in range(steps):  # the bank has far fewer bands than bins: never its product with itself
+        estimate = estimate * target / (filters @ (filters.T @ estimate)).clamp(min=1e-12)
     return estimate
 
 

@@ -77,6 +77,10 @@ class TrainModule(nn.Module):
         """A random batch of the shapes the recipe gives, for shape tables and contract tests."""
         raise NotImplementedError
 
+    def before_the_batch(self) -> list[str]:
+        """What the data went through until it was a batch, a line with its shapes for each, for the shape table. Default: nothing."""
+        return []
+
     def sample(self, batch: Batch, folder: Path, step: int) -> None:
         """Write audio and pictures for a validation batch into ``folder``; rank 0 only. Default: nothing to show."""
 

@@ -8,33 +8,29 @@ Shapes: B samples, S stems, n audio samples, F feature frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from models.cd4mt.sampling import GIVEN_STEPS, Known
-from models.cd4mt.showing import to_audio
-from models.cd4mt.train_module import TrainModule
-from models.features import CqtSpec, MelSpec, cqt, log_mel
-from models.metrics import Figure, mean
+from models.cd4mt.statistics import Figures, mel_spec
+from models.features import CqtSpec, cqt, log_mel
+from models.metrics import mean
 
-Figures = dict[str, Figure | float]
-
-ONSET = MelSpec(sample_rate=44100, bands=32, window=2048, hop=512)
-CHROMA = CqtSpec(sample_rate=44100, bins=60, bins_per_octave=12, f_min=65.40639132514966, hop=2048)  # C2 to B6
+C2 = 65.40639132514966  # Hz; five octaves from here
 UNPITCHED = "drums"
 QUIET = 1e-4  # root mean square of a stem that says nothing
 
 
-def onset_strength(wave: Tensor) -> Tensor:
+def onset_strength(wave: Tensor, sample_rate: int) -> Tensor:
     """(..., n) -> (..., F): how much the log-mel rises from a frame to the next, a mean over its bands (spectral flux)."""
-    return log_mel(wave, ONSET).diff(dim=-1).clamp_min(0).mean(-2)
+    return log_mel(wave, mel_spec(sample_rate)).diff(dim=-1).clamp_min(0).mean(-2)
 
 
-def chroma(wave: Tensor) -> Tensor:
+def chroma(wave: Tensor, sample_rate: int) -> Tensor:
     """(..., n) -> (..., 12 F): magnitudes of the pitch classes, frame by frame, each frame of norm 1 or silent."""
-    classes = cqt(wave, CHROMA).abs().unflatten(-2, (-1, 12)).sum(-3)
+    spec = CqtSpec(sample_rate, bins=60, bins_per_octave=12, f_min=C2, hop=mel_spec(sample_rate).window)
+    classes = cqt(wave, spec).abs().unflatten(-2, (-1, 12)).sum(-3)
     return torch.nn.functional.normalize(classes, dim=-2, eps=1e-3).flatten(-2)
 
 
@@ -64,42 +60,40 @@ def shuffled(values: Tensor) -> Tensor:
     return torch.stack(moved, dim=1)
 
 
-def together(name: str, waves: Tensor, stems: Sequence[str]) -> Figures:
+def together(name: str, waves: Tensor, stems: Sequence[str], sample_rate: int) -> Figures:
     """Agreement of stems in onsets and in pitch classes (without drums), and how much more it is than that of shuffled stems."""
-    pitched = waves[:, [i for i, stem in enumerate(stems) if stem != UNPITCHED]]
     found: Figures = {}
-    for what, played, feature in (("beat", waves, onset_strength), ("harmony", pitched, chroma)):
-        features, heard = feature(played), audible(played)
-        own = agreement(features, heard)
-        foreign = agreement(shuffled(features), shuffled(heard))
-        found |= _paired(f"{name}_{what}", own, foreign)
+    for what, (feature, kept) in features(stems).items():
+        played = waves[:, kept]
+        seen, heard = feature(played, sample_rate), audible(played)
+        found |= _paired(f"{name}_{what}", agreement(seen, heard), agreement(shuffled(seen), shuffled(heard)))
     return found
 
 
-def imputation(module: TrainModule, songs: Tensor) -> Figures:
-    """Each stem made to the other three: how much better it agrees with them than one that was made for another song does.
+def features(stems: Sequence[str]) -> dict[str, tuple[Callable[[Tensor, int], Tensor], list[int]]]:
+    """By what is compared: a feature, and the numbers of the stems that have it."""
+    pitched = [i for i, stem in enumerate(stems) if stem != UNPITCHED]
+    return {"beat": (onset_strength, list(range(len(stems)))), "harmony": (chroma, pitched)}
+
+
+def imputation(songs: Tensor, made: Tensor, stems: Sequence[str], sample_rate: int) -> Figures:
+    """How much better a stem that was made to a song's other stems agrees with them than one that was made for another song.
 
     Args:
-        songs: (B, S, C, L) latents of deviation sigma_data.
+        songs: (B, S, n), what was given.
+        made: (B, S, n), each stem as it was made to the other three.
     """
-    given, steps = to_audio(module, songs).cpu(), None if module.model_config.objective == "edm" else GIVEN_STEPS
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for number, stem in enumerate(module.stems):
-        mask = torch.ones(*songs.shape[:2], 1, songs.shape[-1], dtype=torch.bool, device=songs.device)
-        mask[:, number] = False
-        new = module.draw(torch.arange(len(songs)), songs.shape[-1], steps, Known(songs, mask))
-        made = to_audio(module, new)[:, number].cpu()
-        for what, feature in (("beat", onset_strength), ("harmony", chroma)):
-            pitched = what == "harmony"
-            if pitched and stem == UNPITCHED:
-                continue
-            others = [i for i, n in enumerate(module.stems) if i != number and not (pitched and n == UNPITCHED)]
-            features, heard = feature(given[:, others]), audible(given[:, others])
-            foreign = made.roll(len(made) // 2, dims=0)
-            pair = (agreement_with(feature(one), features, heard) for one in (made, foreign))
-            found.setdefault(what, []).append((next(pair), next(pair)))
     figures: Figures = {}
-    for what, pairs in found.items():
+    for what, (feature, kept) in features(stems).items():
+        seen, heard, new = feature(songs, sample_rate), audible(songs), feature(made, sample_rate)
+        pairs = []
+        for number in kept:
+            others = [i for i in kept if i != number]
+            own, foreign = (
+                agreement_with(one, seen[:, others], heard[:, others])
+                for one in (new[:, number], new[:, number].roll(len(new) // 2, dims=0))
+            )
+            pairs.append((own, foreign))
         figures |= _paired(f"imputation_{what}", *(torch.cat(values) for values in zip(*pairs, strict=True)))
     return figures
 

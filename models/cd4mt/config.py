@@ -26,6 +26,7 @@ class UnetShape(Section):
     head_channels: int = Field(16, gt=0)
     attention: tuple[int, ...] = (4, 2)
     dropout: float = Field(0.1, ge=0, lt=1)
+    shortcut: bool = False  # the input, channel by channel, times what the noise level says, is added to the output
     norm: Literal["group", "non_scaling"] = (
         "group"  # non_scaling: without the learned scale that gathers outliers (2502.01441)
     )
@@ -88,6 +89,7 @@ class Ect(Section):
     stages: int = Field(8, gt=0)  # the last one is kept
     q: float = Field(2.0, gt=1)
     k: float = Field(8.0, ge=0)
+    weight: Literal["inverse", "snr"] = "inverse"  # 1 / (t - r), or that times t and diffusion's own weight
     noise: LogNormal = LogNormal(mean=-1.1, deviation=2.0)
 
 
@@ -102,7 +104,13 @@ class Scm(Section):
 class ModelConfig(ModelSection):
     """The ``model:`` section."""
 
-    live: ClassVar[tuple[str, ...]] = (*OBJECTIVES, "distance", "distance_scale")  # what --resume may change
+    live: ClassVar[tuple[str, ...]] = (
+        *OBJECTIVES,
+        "distance",
+        "distance_scale",
+        "coupling_group",
+        "middle",
+    )  # what --resume may change
 
     system: Literal["cd4mt"]
     objective: Literal["edm", "cm", "ict", "ect", "scm"]
@@ -110,14 +118,21 @@ class ModelConfig(ModelSection):
     frames: int | None = Field(None, gt=0)  # of a training sample, at a random place; None: all that the data has
     unet: UnetShape = UnetShape()
 
+    # Whether each channel of a stem gets the deviation sigma_data, or all of them one factor, so that what is small stays small
+    standardise: Literal["channel", "stem"] = "channel"
     sigma_data: float = Field(0.5, gt=0)  # deviation that standardised latents are scaled to
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     rho: float = Field(7.0, gt=0)
+    middle: float = Field(
+        0.821, gt=0
+    )  # sigma of the second of two steps of a consistency model (2310.14189, for images of 32 x 32)
     noise_level: Literal["log_sigma", "angle"] = "log_sigma"  # what tells the network the noise; sCM needs the angle
 
     distance: Literal["pseudo_huber", "cauchy", "l2"] = "pseudo_huber"  # of cm, ict and ect
     distance_scale: float | None = Field(None, gt=0)  # its c; None: 0.00054 sqrt(d), d the numbers in a sample
+
+    coupling_group: int | None = Field(None, ge=2)  # consecutive samples within which noise is assigned to data
 
     edm: Edm = Edm()
     cm: Cm = Cm()
@@ -125,10 +140,20 @@ class ModelConfig(ModelSection):
     ect: Ect = Ect()
     scm: Scm = Scm()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_takes_a_section_back(cls, tree: Any) -> Any:
+        """What a config's ``base`` says of its own objective is none of this one's."""
+        if not isinstance(tree, dict):
+            return tree
+        return {name: value for name, value in tree.items() if name not in OBJECTIVES or value is not None}
+
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
+        if not self.sigma_min < self.middle < self.sigma_max:
+            raise ValueError(f"middle {self.middle} is not between sigma_min and sigma_max")
         if self.objective == "scm" and self.noise_level != "angle":
             raise ValueError(
                 "sCM differentiates by time, and log_sigma has no bounded derivative: set model.noise_level=angle"

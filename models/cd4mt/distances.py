@@ -17,11 +17,12 @@ def default_scale(numbers: int) -> float:
 def distance(one: Tensor, other: Tensor, kind: str, scale: float | None) -> Tensor:
     """(B, ...) each -> (B,).
 
-    l2: |d|^2; pseudo_huber: sqrt(|d|^2 + c^2) - c (2310.14189, Table 1); cauchy: ln(1 + |d|^2 / (2 c^2)) (2502.01441).
+    l2: |d|^2 a number; pseudo_huber: sqrt(|d|^2 + c^2) - c (2310.14189, Table 1); cauchy: ln(1 + |d|^2 / (2 c^2)) (2502.01441).
     """
-    square = (one - other).float().square().flatten(1).sum(1)
+    each = (one - other).float().square().flatten(1)
     if kind == "l2":
-        return square
+        return each.mean(1)
+    square = each.sum(1)
     c = default_scale(one[0].numel()) if scale is None else scale
     if kind == "cauchy":
         return (square / (2 * c**2)).log1p()

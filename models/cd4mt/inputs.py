@@ -90,7 +90,7 @@ def _from_sample(module: TrainModule, number: int, folder: Path, make: list[str]
     given = [name for name in module.stems if name not in make]
     if not given:
         raise UserError("--make names all stems, so --sample gives nothing; leave --sample out to make all four.")
-    return module.scale.apply(stored.to(module.latent_mean.device)), given
+    return module.clean({facts.FIELD: stored}), given
 
 
 def _from_recordings(module: TrainModule, files: list[str]) -> tuple[Tensor, list[str], int]:
@@ -108,8 +108,8 @@ def _from_recordings(module: TrainModule, files: list[str]) -> tuple[Tensor, lis
     beyond = (
         int(module.data["segment"]) - facts.frames(module.data) * codec.hop
     )  # what a codec takes before its first frame
-    least = module.frames * codec.hop + beyond
-    filled = torch.zeros(len(module.stems), max(length, least))
+    frames = max(module.frames, -(-(length - beyond) // codec.hop))
+    filled = torch.zeros(len(module.stems), frames * codec.hop + beyond)
     for name, wave in waves.items():
         filled[module.stems.index(name), : len(wave)] = wave
-    return module.scale.apply(codec.encode(filled)[None]), list(waves), length
+    return module.clean({facts.FIELD: codec.encode(filled)[None]}), list(waves), length

@@ -45,7 +45,10 @@ def objective(
         case "ect":
             sigma = lognormal(draw, config.ect.noise)
             near = ect_partner(sigma, step - 1, config.ect)
-            return _consistency(config, student, teacher, clean, noise, sigma, near) / (sigma - near)
+            weight = 1 / (sigma - near)
+            if config.ect.weight == "snr":
+                weight = weight * sigma * _snr_weight(config, sigma)
+            return weight * _consistency(config, student, teacher, clean, noise, sigma, near)
         case "scm":
             warmup = scm_warmup(step - 1, config.scm.warmup_steps)
             return _scm(config, student, clean, noise, lognormal(draw, config.scm.noise), warmup)
@@ -56,10 +59,14 @@ def objective(
 
 
 def _edm(config: ModelConfig, student: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """lambda |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Eq. (2), Table 1)."""
-    weight = (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2
+    """lambda |D(x + n; sigma) - x|^2 a number, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, Table 1)."""
     error = student(clean + rows(sigma, clean) * noise, sigma) - clean
-    return weight * error.square().flatten(1).mean(1)
+    return _snr_weight(config, sigma) * error.square().flatten(1).mean(1)
+
+
+def _snr_weight(config: ModelConfig, sigma: Tensor) -> Tensor:
+    """1 / sigma^2 + 1 / sigma_data^2, under which the network's own output counts the same at every level."""
+    return (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2
 
 
 def _neighbours(config: ModelConfig, draw: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +84,7 @@ def _neighbours(config: ModelConfig, draw: Tensor, step: int) -> tuple[Tensor, T
 def _consistency(
     config: ModelConfig, student: Denoiser, teacher: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, near: Tensor
 ) -> Tensor:
-    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Eq. (10)); where ``near`` is 0 the teacher's answer is x itself."""
+    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Section 5); where ``near`` is 0 the teacher's answer is x itself."""
     wanted = clean
     if bool(near.any()):
         with as_teacher(clean.device):

@@ -18,7 +18,6 @@ from models.cd4mt.config import ModelConfig
 from models.cd4mt.schedules import karras_sigmas
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-MIDDLE = 0.821  # sigma of the second of two steps (2310.14189; 2406.14548)
 NEGLIGIBLE = 0.02  # of sigma_data: noise below which a consistency model is not asked once more
 DIFFUSION_STEPS = 35  # what diffusion takes where nothing is said
 GIVEN_STEPS = 8  # of a consistency model where something is given: its first levels hardly show it
@@ -39,7 +38,7 @@ class Known:
 def levels(config: ModelConfig, steps: int) -> list[float]:
     """The noise levels at which a consistency model is asked; the answer at the last one is the result."""
     if steps == 2:
-        return [config.sigma_max, MIDDLE]
+        return [config.sigma_max, config.middle]
     lowest = max(config.sigma_min, NEGLIGIBLE * config.sigma_data)
     return karras_sigmas(steps, lowest, config.sigma_max, config.rho).tolist()
 

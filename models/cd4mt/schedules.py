@@ -14,7 +14,7 @@ from models.cd4mt.config import Cm, Ect, Ict, LogNormal
 
 
 def karras_sigmas(count: int, low: float, high: float, rho: float) -> Tensor:
-    """(count,) float64 noise levels from ``high`` down to ``low`` (Karras et al. 2206.00364, Eq. (5), without its last 0)."""
+    """(count,) float64 noise levels from ``high`` down to ``low`` (Karras et al. 2206.00364, Table 1, without its last 0)."""
     if count == 1:
         return torch.tensor([high], dtype=torch.float64)
     at = torch.arange(count, dtype=torch.float64) / (count - 1)

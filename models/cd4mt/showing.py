@@ -12,21 +12,29 @@ import torch
 from torch import Tensor
 
 from models.cd4mt import data as facts
+from models.cd4mt.statistics import mel_spec
 from models.cd4mt.train_module import TrainModule
 from models.codecs import codec_of
-from models.features import MelSpec, log_mel
+from models.codecs.meldct import MelDct
+from models.features import log_mel, waveform
 from models.showing import Panel, write_picture, write_wave, write_waveforms
 from pipeline.train_module import Batch
 
-MEL = MelSpec(sample_rate=44100, bands=64, window=2048, hop=512)
+BANDS = 64  # of a picture
 LOUDEST = 0.99  # of full scale
 
 
 @torch.no_grad()
-def to_audio(module: TrainModule, latents: Tensor) -> Tensor:
-    """(B, S, C, L) of deviation sigma_data -> (B, S, n), by the codec that the data was encoded with."""
+def to_audio(module: TrainModule, latents: Tensor, iterations: int | None = None) -> Tensor:
+    """(B, S, C, L) of deviation sigma_data -> (B, S, n), by the codec that the data was encoded with.
+
+    ``iterations``: of Griffin-Lim, where that is how the codec makes a waveform; None: as many as sound best.
+    """
     codec = codec_of(module.data, module.latent_mean.device.type)
-    return codec.decode(module.scale.invert(latents))
+    stored = facts.as_stored(module.scale.invert(latents), module.data)
+    if iterations is not None and isinstance(codec, MelDct):
+        return waveform(codec.decode_mel(stored), codec.mel, iterations)
+    return codec.decode(stored)
 
 
 def write_stems(
@@ -46,19 +54,19 @@ def write_comparison(
 ) -> list[Path]:
     """waveforms.png and spectrograms.png: a row for each stem, a column for each of ``columns`` (S, n)."""
     waves = [(name, [(title, wave[i]) for title, wave in columns.items()]) for i, name in enumerate(names)]
-    mels = [(name, [Panel(title, log_mel(wave.float().cpu(), MEL)) for title, wave in row]) for name, row in waves]
+    spec = mel_spec(sample_rate, BANDS)
+    mels = [(name, [Panel(title, log_mel(wave.float().cpu(), spec)) for title, wave in row]) for name, row in waves]
     return [
         write_waveforms(folder / "waveforms.png", heading, waves, sample_rate),
-        write_picture(folder / "spectrograms.png", heading, mels, MEL),
+        write_picture(folder / "spectrograms.png", heading, mels, spec),
     ]
 
 
 def show_draw(module: TrainModule, batch: Batch, folder: Path, step: int) -> None:
     """One sample of the data through the codec beside one draw: pictures of each stem, and the draw's audio."""
-    latents = facts.crop(
-        batch[facts.FIELD][:1], module.model_config.frames, module.random, "shown", batch["position"][:1]
-    )
-    data = to_audio(module, module.scale.apply(latents))[0]
+    first = {name: value[:1] for name, value in batch.items()}
+    latents = facts.crop(module.clean(first), module.model_config.frames, module.random, "shown", first["position"])
+    data = to_audio(module, latents)[0]
     drawn = to_audio(module, module.draw(batch["position"][:1], latents.shape[-1]))[0]
     rate = int(module.data["sample_rate"])
     write_comparison(folder, f"CD4MT after {step} steps", {"data": data, "drawn": drawn}, module.stems, rate)

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.cd4mt import data as facts
 from models.cd4mt import sampling
 from models.cd4mt.config import ModelConfig
+from models.cd4mt.coupling import coupled
 from models.cd4mt.denoiser import Denoiser
 from models.cd4mt.objectives import LAST, objective
 from models.cd4mt.sampling import Known
@@ -44,7 +45,7 @@ class TrainModule(BaseModule):
         self.model_config = config.model
         facts.check_data(config, self.model_config, data)
         self.stems = facts.stems(data)
-        self.denoiser = Denoiser(self.model_config, len(self.stems), int(data["latent"]["channels"]))
+        self.denoiser = Denoiser(self.model_config, *facts.latent_shape(data)[:2])
         self.teacher: Denoiser | None = None
         if self.model_config.objective == "cm":
             if config.trainer.strategy == "deepspeed":
@@ -52,7 +53,7 @@ class TrainModule(BaseModule):
                     "CM's teacher is an average of whole weights, and ZeRO shares them: set trainer.strategy=ddp."
                 )
             self.teacher = copy.deepcopy(self.denoiser).requires_grad_(False)
-        scale = facts.standardisation(data, self.model_config.sigma_data)
+        scale = facts.standardisation(data, self.model_config)
         # Facts of the data, not weights: they come with the manifest, not with a checkpoint.
         self.register_buffer("latent_mean", scale.mean, persistent=False)
         self.register_buffer("latent_std", scale.std, persistent=False)
@@ -63,6 +64,13 @@ class TrainModule(BaseModule):
 
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, batch_size, self.config.seed)
+
+    def before_the_batch(self) -> list[str]:
+        return facts.way_to_latents(self.data)
+
+    def clean(self, batch: Batch) -> Tensor:
+        """A batch's latents (B, S, C, L), of deviation sigma_data."""
+        return self.scale.apply(facts.arranged(batch[facts.FIELD].to(self.latent_mean.device)))
 
     @property
     def scale(self) -> Standardisation:
@@ -77,6 +85,8 @@ class TrainModule(BaseModule):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The objective, a mean over the batch."""
         clean, noise, draw = self._seen(batch, "train")
+        if self.model_config.coupling_group is not None:
+            noise = coupled(clean, noise, self.model_config.coupling_group)
         teacher = self.teacher or self.denoiser
         each = objective(self.model_config, self.denoiser, teacher, clean, noise, draw, step)
         return {"loss": each.mean()}
@@ -95,8 +105,7 @@ class TrainModule(BaseModule):
     def _seen(self, batch: Batch, stream: str) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (B, S, C, L) of deviation sigma_data, noise of the same shape, and U(0, 1) (B,), keyed by position."""
         position = batch["position"]
-        latents = facts.crop(batch[facts.FIELD], self.model_config.frames, self.random, stream, position)
-        clean = self.scale.apply(latents)
+        clean = facts.crop(self.clean(batch), self.model_config.frames, self.random, stream, position)
         noise = self.random.normal(f"cd4mt/{stream}/noise", position, clean.shape[1:], clean.device)
         return clean, noise, self.random.uniform(f"cd4mt/{stream}/level", position, (), clean.device)
 
@@ -104,7 +113,7 @@ class TrainModule(BaseModule):
         self, engine: Engine, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], step: int
     ) -> dict[str, Tensor]:
         logged = super().optimize(engine, batch, optimizers, step)
-        if self.teacher is not None:  # theta^- <- mu theta^- + (1 - mu) theta (2303.01469, Eq. (8))
+        if self.teacher is not None:  # theta^- <- mu theta^- + (1 - mu) theta (2303.01469, Section 4)
             decay = cm_teacher_decay(step - 1, self.model_config.cm)
             with torch.no_grad():
                 for average, weight in zip(self.teacher.parameters(), self.denoiser.parameters(), strict=True):

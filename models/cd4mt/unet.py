@@ -111,6 +111,24 @@ class Stage(nn.ModuleList):
         return x
 
 
+class Shortcut(nn.Module):
+    """The input past the network, each channel times a factor of the noise level.
+
+    Between its first and its last convolution a network narrower than its input cannot hold the noise of every channel, which the
+    preconditioning makes it subtract again: at sigma = sigma_data half of it. This takes it from there.
+    """
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.factors = nn.Linear(embedding, channels)
+        nn.init.zeros_(self.factors.weight)
+        nn.init.zeros_(self.factors.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        factors = self.factors(F.silu(embedding))
+        return factors.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) * x
+
+
 class UNet(nn.Module):
     """(B, ``channels``, ...) and the noise level (B,) -> the same shape."""
 
@@ -148,17 +166,18 @@ class UNet(nn.Module):
                     stage.append(Upsample(axes, now))
                 self.output_blocks.append(Stage(stage))
         self.out = nn.Sequential(GroupNorm(now, shape), nn.SiLU(), faint(convolution(axes, now, channels)))
+        self.shortcut = Shortcut(embedding, channels) if shape.shortcut else None
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         embedding = self.time_embed(sinusoids(level, self.width).to(x.dtype))
-        passed = []
+        passed, noisy = [], x
         for stage in self.input_blocks:
             x = stage(x, embedding)
             passed.append(x)
         x = self.middle_block(x, embedding)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, passed.pop()], dim=1), embedding)
-        return self.out(x)
+        return self.out(x) if self.shortcut is None else self.out(x) + self.shortcut(noisy, embedding)
 
 
 def sinusoids(level: Tensor, width: int) -> Tensor:

@@ -17,7 +17,9 @@ from tests.pipeline.shard_factory import write_dataset
 
 FRAMES = 16
 SEGMENT = FRAMES * 512
+ON_MDCT = ("data.recipe=slakh_stems_demo", "data.codec=mdct")
 TINY = (
+    *ON_MDCT,
     "data.batch_size=4",
     "model.frames=8",
     "model.unet.channels=16",
@@ -57,7 +59,7 @@ def write_latents(root: Path, shards: dict[str, list[int]]) -> Path:
 
 
 def tiny_info() -> dict[str, Any]:
-    facts = info("cd4mt_demo")
+    facts = info("cd4mt_demo", *ON_MDCT)
     field = facts["latent"]["fields"]["stems_latent"]
     field["shape"][-1] = FRAMES
     field["std"] = (0.1 * np.ones((4, 64))).tolist()

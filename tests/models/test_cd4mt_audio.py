@@ -6,10 +6,12 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from models.cd4mt import coherence, evaluate, generate, inputs
+from models.cd4mt import codec_cost, coherence, evaluate, generate, inputs
 from models.cd4mt.external import load_external
 from models.cd4mt.showing import write_stems
+from models.cd4mt.statistics import Comparison, spectra_of_audio, spectra_of_mels
 from models.cd4mt.train_module import TrainModule
+from models.features import AUDIOLDM2
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
@@ -170,20 +172,44 @@ def test_stems_that_belong_together_agree_more_than_shuffled_ones():
     for song in waves:
         for at in random.integers(0, 60000, 6):
             song[:, at : at + 3000] = torch.from_numpy(random.normal(0, 0.3, (3, 3000))).float()
-    features, heard = coherence.onset_strength(waves), coherence.audible(waves)
+    features, heard = coherence.onset_strength(waves, 44100), coherence.audible(waves)
     own = coherence.agreement(features, heard)
     foreign = coherence.agreement(coherence.shuffled(features), coherence.shuffled(heard))
     assert (own > 0.7).all() and (foreign < 0.4).all()
     waves[0, 1:] = 0
-    assert coherence.agreement(coherence.onset_strength(waves), coherence.audible(waves))[0].isnan()
+    assert coherence.agreement(coherence.onset_strength(waves, 44100), coherence.audible(waves))[0].isnan()
 
 
 def test_chroma_knows_a_fifth_from_an_octave():
     time = torch.arange(88200) / 44100
     note, octave, fifth = (torch.sin(2 * torch.pi * hertz * time) for hertz in (220.0, 440.0, 330.0))
-    found = coherence.chroma(torch.stack([note, octave, fifth]))
+    found = coherence.chroma(torch.stack([note, octave, fifth]), 44100)
     same, other = (torch.nn.functional.cosine_similarity(found[0], found[i], dim=0) for i in (1, 2))
     assert same > 0.8 > 0.3 > other
+
+
+def test_the_mel_of_a_mixture_is_that_of_what_sounds():
+    mels = torch.full((1, 3, 64, 40), -20.0)
+    mels[:, 1] = torch.linspace(-8, 1, 64)[:, None]
+    found = spectra_of_mels(mels, AUDIOLDM2)
+    assert found.log_mels.shape == (1, 4, 32, 40) and found.rate == 100
+    torch.testing.assert_close(found.log_mels[:, 3], found.log_mels[:, 1], atol=2e-3, rtol=0)
+    assert found.log_mels[:, 0].unique().tolist() == [pytest.approx(np.log(1e-5))]
+    mels[:, 2] = mels[:, 1]
+    louder = spectra_of_mels(mels, AUDIOLDM2).log_mels[:, 3] - found.log_mels[:, 3]
+    assert louder.mean() == pytest.approx(np.log(2) / 2, abs=1e-2)
+
+
+def test_statistics_are_of_windows_of_a_third_of_a_second():
+    waves = 0.1 * torch.randn(2, 4, 32768)
+    found = spectra_of_audio(waves, 44100)
+    assert found.statistics().shape == (5, 4, 64)
+    same = Comparison(STEMS, found).one("x", found)
+    assert set(same) == {f"x_frechet_{name}" for name in (*STEMS, "stems", "total")} and max(same.values()) < 1e-6
+    louder = Comparison(STEMS, found).one("x", spectra_of_audio(2 * waves, 44100))
+    assert louder["x_frechet_total"] == pytest.approx(
+        32 * np.log(2) ** 2, rel=1e-3
+    )  # deviations stay, means move by ln 2
 
 
 @pytest.mark.parametrize("objective", ["ect", "edm"])
@@ -203,9 +229,23 @@ def test_figures(objective, data, tmp_path, monkeypatch):
             assert figure["low"] <= figure["value"] <= figure["high"] and figure["count"] == 3
     assert found["noise_frechet_total"]["value"] > found["training_songs_frechet_total"]
     assert found["mean_stem_frechet_total"] > found["training_songs_frechet_total"]
-    assert found["codec_median_snr_db"] > 20 and found["codec_frechet_total"] < found["noise_frechet_total"]["value"]
+    assert found["codec_median_snr_db"] > 20 and found["codec_log_mel_error_db"] < 10
+    assert found["codec_frechet_total"] < found["noise_frechet_total"]["value"]
     assert {"data_beat_agreement", "imputation_beat_above_shuffled", "imputation_harmony_agreement"} <= found.keys()
     assert {p.name for p in tmp_path.iterdir()} == PICTURES
+
+
+def test_the_codecs_cost_is_of_each_sample_with_itself(module, data, monkeypatch):
+    """A pass over the latents may come in another order than one over the recordings: samples are paired by their numbers."""
+    facts = tiny_info()
+    facts["latent"]["source"] = read_manifest(data.with_name("slakh_stems_demo")).identity
+    paired = TrainModule(load("cd4mt_demo", *TINY), facts)
+    right = codec_cost.codec_cost(paired, data, "test")["codec_median_snr_db"]
+    whole = codec_cost._by_number
+    turned = lambda manifest, split, field, count: whole(manifest, split, field, count).roll(int(field == "stems"), 0)  # noqa: E731
+    monkeypatch.setattr(codec_cost, "_by_number", turned)
+    assert codec_cost.codec_cost(paired, data, "test")["codec_median_snr_db"] < 3 < 20 < right
+    assert codec_cost.codec_cost(TrainModule(load("cd4mt_demo", *TINY), tiny_info()), data, "test") == {}
 
 
 def test_what_training_shows(module, data, tmp_path):

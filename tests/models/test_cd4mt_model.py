@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from jobs.describe import show
+from models.cd4mt import data as facts
 from models.cd4mt import sampling
 from models.cd4mt import schedules as s
 from models.cd4mt.config import Cm, Ect, Ict, LogNormal
+from models.cd4mt.coupling import coupled
 from models.cd4mt.denoiser import Denoiser, Layout
 from models.cd4mt.distances import default_scale, distance
 from models.cd4mt.objectives import objective, scm_tangent, trajectory
@@ -15,7 +18,7 @@ from models.cd4mt.sampling import Known
 from models.cd4mt.train_module import TrainModule
 from pipeline.errors import UserError
 from tests.models.cd4mt_data import TINY
-from tests.models.helpers import PlainEngine, build, load, train
+from tests.models.helpers import CONFIGS, PlainEngine, build, load, train
 
 OBJECTIVES = {
     "edm": ("model.objective=edm",),
@@ -27,7 +30,7 @@ OBJECTIVES = {
 
 
 def tiny(name="ect", *more):
-    return load("cd4mt_demo_edm", *TINY, *OBJECTIVES[name], *more)
+    return load("cd4mt_demo_edm", *TINY, *(() if name == "edm" else ("model.edm=null",)), *OBJECTIVES[name], *more)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ def test_preconditioning_is_edms_and_trigflows_at_once():
 
 
 def test_consistency_models_leave_the_least_noise_alone():
-    """f(x, sigma_min) = x (2303.01469, Eq. (5))."""
+    """f(x, sigma_min) = x (2303.01469, Section 3)."""
     denoiser = Denoiser(tiny("ict").model, 4, 64)
     x = torch.randn(2, 4, 64, 8)
     torch.testing.assert_close(denoiser(x, torch.full((2,), 0.002)), x)
@@ -108,7 +111,7 @@ def test_schedules_by_hand():
 
 def test_distances_by_hand():
     one, other = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
-    assert float(distance(one, other, "l2", None)) == 25
+    assert float(distance(one, other, "l2", None)) == 12.5
     assert float(distance(one, other, "pseudo_huber", 12.0)) == pytest.approx(1)
     assert float(distance(one, other, "cauchy", 5.0)) == pytest.approx(math.log(1.5))
     assert default_scale(4 * 64 * 127) == pytest.approx(0.0974, abs=5e-5)
@@ -139,7 +142,7 @@ def test_the_loss_is_a_function_of_weights_position_and_step(name):
 
 def test_student_and_teacher_drop_the_same():
     """Without noise between them, what is left is the dropout: nothing."""
-    config = tiny("ict", "model.unet.dropout=0.5", "model.sigma_min=79.999").model
+    config = tiny("ict", "model.unet.dropout=0.5", "model.sigma_min=79.999", "model.middle=79.9995").model
     denoiser = Denoiser(config, 4, 64).train()
     denoiser.boundary = 0.0
     clean, noise, draw = torch.randn(2, 4, 64, 8), torch.randn(2, 4, 64, 8), torch.rand(2)
@@ -242,6 +245,23 @@ def test_what_is_given_comes_back_unchanged(name):
     torch.testing.assert_close(free[1:], module.draw(torch.tensor([1]), 8, 3), rtol=1e-3, atol=1e-3)
 
 
+def test_the_shortcut_begins_with_nothing_and_passes_each_channel_by_the_noise_level():
+    plain, short = (build(tiny("edm", *more)).denoiser.network for more in ((), ("model.unet.shortcut=true",)))
+    assert short.load_state_dict(plain.state_dict(), strict=False).missing_keys == [
+        "shortcut.factors.weight",
+        "shortcut.factors.bias",
+    ]
+    x, level = torch.randn(2, 256, 8), torch.tensor([1.0, 500.0])
+    torch.testing.assert_close(short(x, level), plain(x, level))
+    short.shortcut.factors.bias.data[7] = 3.0
+    added = short(x, level) - plain(x, level)
+    torch.testing.assert_close(added[:, 7], 3 * x[:, 7])
+    assert not added[:, 8:].any()
+    torch.nn.init.ones_(short.shortcut.factors.weight)
+    one, other = (short(x, level) - plain(x, level))[:, 8]
+    assert (one / x[0, 8]).std() < 1e-3 and abs(float((one / x[0, 8]).mean() - (other / x[1, 8]).mean())) > 1e-3
+
+
 def test_non_scaling_norms_have_no_scale():
     module = build(tiny("ect", "model.unet.norm=non_scaling"))
     norms = [m for m in module.modules() if isinstance(m, torch.nn.GroupNorm)]
@@ -251,11 +271,13 @@ def test_non_scaling_norms_have_no_scale():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("model.objective=scm",), "noise_level=angle"),
+        (("model.objective=scm", "model.edm=null"), "noise_level=angle"),
+        (("model.objective=ect",), "'edm' is not read"),
         (("model.scm={}",), "'scm' is not read"),
         (("model.unet.head_channels=7",), "does not divide"),
         (("model.sigma_min=90",), "not below sigma_max"),
         (("model.unet.norm=batch",), "group"),
+        (("model.middle=90",), "not between"),
     ],
 )
 def test_configs_that_cannot_be_are_told(words, says):
@@ -263,12 +285,77 @@ def test_configs_that_cannot_be_are_told(words, says):
         load("cd4mt_demo_edm", *words)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("cd4mt*.yaml")))
+def test_every_config_takes_a_step(name):
+    """With its own data, objective and layout; the network is narrowed."""
+    module = build(load(name, "model.unet.channels=16", "model.unet.head_channels=8", "model.unet.res_blocks=1"))
+    logged = module.optimize(PlainEngine(module), module.example_batch(2), module.configure_optimizers(), 1)
+    assert all(torch.isfinite(value) for value in logged.values())
+
+
+def test_latents_with_a_frequency_axis_come_back():
+    module = build(load("cd4mt_demo"))
+    stored = module.example_batch(2)["stems_latent"]
+    assert stored.shape == (2, 4, 8, 50, 16) and facts.latent_shape(module.data) == (4, 128, 50)
+    arranged = facts.arranged(stored)
+    assert torch.equal(facts.as_stored(arranged, module.data), stored)
+    assert torch.equal(arranged[1, 2, 5 * 16 + 3], stored[1, 2, 5, :, 3])
+
+
+def test_one_scale_a_stem_keeps_the_proportions_of_its_channels():
+    data = facts.typical_data(load("cd4mt_demo"))
+    deviation = torch.tensor([4.0, 3.0] + [0.0] * 6)
+    data["latent"]["fields"]["stems_latent"] |= {"std": deviation.expand(4, 8).tolist(), "mean": [[1.0] * 8] * 4}
+    scale = facts.standardisation(data, load("cd4mt_demo").model)
+    assert scale.mean.shape == (4, 128, 1) and scale.mean.unique().tolist() == [1.0]
+    torch.testing.assert_close(scale.std, torch.full((4, 128, 1), 2 * math.sqrt(25 / 8)))
+    each = facts.standardisation(data, load("cd4mt_demo", "model.standardise=channel").model)
+    assert each.std[0, ::16, 0].tolist() == [8.0, 6.0, *[0.0] * 6]
+
+
+def test_noise_goes_to_the_nearest_data_of_its_group_and_of_no_other():
+    clean = torch.randn(8, 4, 6, 5)
+    order = torch.tensor([2, 0, 3, 1, 5, 4, 7, 6])
+    near = clean[order] + 0.01 * torch.randn_like(clean)
+    found = coupled(clean, near, 4)
+    torch.testing.assert_close(found, clean, atol=0.1, rtol=0)
+    across = near.roll(4, 0)
+    assert sorted(coupled(clean, across, 4).flatten(1).sum(1)[:4].tolist()) == sorted(
+        across.flatten(1).sum(1)[:4].tolist()
+    )
+    with pytest.raises(UserError, match="coupling_group is 3"):
+        coupled(clean, near, 3)
+
+
+def test_coupling_is_of_training_and_changes_no_validation():
+    plain, coupling = (build(tiny("ect", *more)) for more in ((), ("model.coupling_group=4",)))
+    batch = plain.example_batch(8)
+    assert not torch.equal(plain.training_step(batch, 30)["loss"], coupling.training_step(batch, 30)["loss"])
+    assert torch.equal(plain.validation_step(batch, 30)["loss"], coupling.validation_step(batch, 30)["loss"])
+
+
+def test_under_diffusions_weight_tuning_begins_as_diffusion_to_the_letter():
+    edm = build(tiny("edm", "model.edm={noise: {mean: -1.1, deviation: 2.0}}"))
+    ect = build(tiny("ect", "model.ect={diffusion_steps: 5, weight: snr}", "model.distance=l2"))
+    batch = edm.example_batch(4)
+    torch.testing.assert_close(edm.training_step(batch, 3)["loss"], ect.training_step(batch, 3)["loss"])
+
+
+def test_the_shape_table_begins_with_the_waveforms(capsys):
+    with torch.device("meta"):
+        module = build(load("cd4mt"))
+    said = " ".join(module.before_the_batch())
+    assert "(B, 4, 524288)" in said and "(B, 4, 64, 127)" in said and "(B, 256, 127)" in said
+    show(load("cd4mt_demo", *TINY), None)
+    assert "(B, 4, 131072)" in capsys.readouterr().out
+
+
 def test_data_that_cannot_be_is_told():
     config = load("cd4mt_demo")
     data = TrainModule.typical_data(config)
     with pytest.raises(UserError, match="holds none"):
         TrainModule(config, {k: v for k, v in data.items() if k != "latent"})
-    with pytest.raises(UserError, match="256 frames"):
-        TrainModule(load("cd4mt_demo", "model.frames=257"), data)
+    with pytest.raises(UserError, match="50 frames"):
+        TrainModule(load("cd4mt_demo", "model.frames=51"), data)
     with pytest.raises(UserError, match="strategy=ddp"):
         TrainModule(tiny("cm", "trainer.strategy=deepspeed"), data)
