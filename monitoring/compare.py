@@ -1,0 +1,126 @@
+"""A page on which people compare light shows: ``python monitoring/compare.py RUN`` serves the pairs of a run and writes the choices down.
+
+    python jobs/generate.py RUN --pairs 200     makes the pairs
+    python monitoring/compare.py RUN            opens the page; worked by keyboard alone
+
+Each rater has a file, RUN/choices/NAME.jsonl, to which a line is added for every choice: who comes back goes on where they were,
+whatever was closed or killed. Several may rate at once. It answers on this machine only (127.0.0.1); for a run on a cluster, start
+it there and forward the port: ssh -L 5001:127.0.0.1:5001 CLUSTER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monitoring.dashboard import has_display, say, sleep_until, stop_signals
+from pipeline.choices import check_rater, read_choices
+from pipeline.errors import RunFailed, UserError, run_command
+from pipeline.runs import RunFolder, find_run, runs_root
+
+if TYPE_CHECKING:
+    from monitoring.compare_server import Server
+
+HOST = "127.0.0.1"
+PORT = 5001
+TEMPLATE = Path(__file__).with_name("compare.html")
+NEXT = "python jobs/launch.py cqtml_reward"
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python monitoring/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The page's address is the last line on stdout. Ctrl-C ends it.",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name (cqtml/1f3a9c2e), or a config's name")
+    parser.add_argument("--rater", metavar="NAME", help="the name that the page proposes")
+    parser.add_argument("--port", type=int, metavar="N", help=f"default: {PORT}, or a free one where that is taken")
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default=HOST,
+        help=f"answer there, to whoever reaches it, without a password; default: {HOST}",
+    )
+    parser.add_argument(
+        "--next", metavar="COMMAND", default=NEXT, help=f"what the page says to type when all is rated; default: {NEXT}"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
+    args = parser.parse_args(words)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise UserError(f"--port {args.port} is no port; give one from 1024 to 65535, or leave --port out.")
+    if args.rater is not None:
+        check_rater(args.rater)
+    args.runs = runs_root(args.runs)
+    return args
+
+
+def main(words: list[str] | None = None) -> int:
+    args = parse(words)
+    run = find_run(args.run, args.runs)
+    with stop_signals() as stopped, serve(run, args) as server:
+        threading.Thread(target=server.serve_forever, name="compare", daemon=True).start()
+        page = f"http://{_in_url(args.host)}:{server.server_port}/"
+        say(f"{len(server.table.pairs.keys)} pairs of {run.name} to compare at {page}  (Ctrl-C ends it)")
+        print(page, flush=True)
+        if not args.no_browser and has_display():
+            webbrowser.open(page)
+        sleep_until(stopped, float("inf"))
+        server.shutdown()
+    say(f"ended. {standing(run)}")
+    return 0
+
+
+def serve(run: RunFolder, args: argparse.Namespace) -> Server:
+    """The server, bound to its port; UserError where that or the pairs are not to be had."""
+    from monitoring.compare_server import Server, Table, is_loopback
+    from monitoring.pairs import Pairs
+    from pipeline.light_show.page import render
+
+    table = Table(run.path, Pairs(run.path, run.name), say)
+    command = shlex.join(
+        ["python", "monitoring/compare.py", args.run, *(["--port", str(args.port)] if args.port else [])]
+    )
+    page = render(
+        TEMPLATE, "connect-src 'self'; media-src 'self'",
+        run=run.name, rater=args.rater or "", data={"command": command}, next_command=args.next,
+        next_words="What you chose can be learned from now. When the others are done, type:",
+    )  # fmt: skip
+    if not is_loopback(args.host):
+        say(
+            f"note: whoever reaches {args.host} may listen and choose, under any name: there is no password and no encryption."
+        )
+    for port in (args.port or PORT, 0):
+        try:
+            return Server(args.host, port, page, table)
+        except socket.gaierror as error:
+            raise UserError(
+                f"--host {args.host} is no address of this machine; leave --host out for {HOST}."
+            ) from error
+        except OSError as error:
+            if args.port or port == 0:
+                raise UserError(
+                    f"{args.host}:{port} cannot be used ({error.strerror}); give another --port or --host."
+                ) from error
+    raise RunFailed(f"no port of {args.host} is free.")
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def standing(run: RunFolder) -> str:
+    """How many choices of each rater lie where."""
+    chosen, _ = read_choices(run.path)
+    raters = sorted({c.rater for c in chosen})
+    counts = ", ".join(f"{rater} {sum(c.rater == rater for c in chosen)}" for rater in raters)
+    return f"choices in {run.path / 'choices'}: {counts or 'none yet'}."
+
+
+if __name__ == "__main__":
+    run_command(main)
