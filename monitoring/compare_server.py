@@ -157,6 +157,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_ours(host: str, names: set[str]) -> bool:
+    """Whether what a browser takes us for, its Host header, is an address or one of ``names``."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in names or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
@@ -185,27 +194,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         """Against DNS rebinding, by which another site's name comes to mean this machine: an address or a name of ours, and no other."""
-        name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
-        if name not in self.server.names:
-            try:
-                ipaddress.ip_address(name)
-            except ValueError as error:
-                raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "this server is not called by that name.") from error
+        if not is_ours(self.headers.get("Host", ""), self.server.names):
+            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "this server is not called by that name.")
 
     def _get(self) -> None:
-        url = urlsplit(self.path)
-        if url.path == "/":
+        path, _, query = self.path.partition("?")
+        if path == "/":
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
-        elif url.path == "/state":
-            self._send_json(HTTPStatus.OK, self.server.table.state(parse_qs(url.query).get("rater", [""])[0]))
-        elif url.path.startswith("/audio/"):
-            self._send_audio(self.server.table.wav(unquote(url.path.removeprefix("/audio/").removesuffix(".wav"))))
+        elif path == "/state":
+            self._send_json(HTTPStatus.OK, self.server.table.state(parse_qs(query).get("rater", [""])[0]))
+        elif path.startswith("/audio/"):
+            self._send_audio(self.server.table.wav(unquote(path.removeprefix("/audio/").removesuffix(".wav"))))
         else:
             raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here; the page is at /.")
 
     def _post(self) -> None:
         body = self._choice()
-        if urlsplit(self.path).path != "/choose":
+        if self.path != "/choose":
             raise Refused(HTTPStatus.NOT_FOUND, "choices go to /choose.")
         match body:
             case {

@@ -57,7 +57,12 @@ class Pairs:
             raise UserError(
                 f"{name} has no pairs to compare yet ({folder / MANIFEST} is missing); make some with: {make}"
             )
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except UserError as error:
+            raise UserError(
+                f"{folder / MANIFEST} is damaged or of another version; make pairs anew with: {make}"
+            ) from error
         self._readers = {split: SplitReader(manifest, split) for split in SPLITS}
         self._lock = threading.Lock()
         self._places, self.trouble = _places(manifest)
