@@ -63,6 +63,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
     run = find_run(args.run, args.runs)
+    if seen := run.pulled():
+        raise UserError(
+            f"{run.name} was pulled from {seen['host']}, which would not learn of what is chosen here; "
+            f"start this command there, and forward its port: ssh -L {PORT}:{HOST}:{PORT} {seen['host']}"
+        )
     with stop_signals() as stopped, serve(run, args) as server:
         threading.Thread(target=server.serve_forever, name="compare", daemon=True).start()
         page = f"http://{_in_url(args.host)}:{server.server_port}/"
@@ -111,6 +116,9 @@ def serve(run: RunFolder, args: argparse.Namespace) -> Server:
 
 
 def _in_url(host: str) -> str:
+    """``host`` as a browser is told it; where that means every address of this machine, its name."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 

@@ -42,6 +42,7 @@ def render(template: Path, loads: str, **values: object) -> str:
         f"base-uri 'none'; form-action 'none'; {loads}"
     )
     head = (
+        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<link rel="icon" href="data:,">\n<style>{style}</style>'
     )

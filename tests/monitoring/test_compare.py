@@ -18,6 +18,7 @@ import pytest
 from monitoring import compare
 from pipeline.choices import append_choice, choices_file, read_choices
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from tests.browser import Page
 from tests.monitoring.pair_factory import EVIL, FRAME_RATE, pair, run_with_pairs, write_pairs
 from tests.monitoring.run_factory import make_run
@@ -75,7 +76,7 @@ def test_rated_by_keyboard_alone_while_the_server_is_killed(page: Page, tmp_path
         begin(page, address, "anna", "1 of 6")
         page.wait(lambda: page.run("return document.getElementById('music').currentTime > 0"))  # it began by itself
         assert page.text("song") == EVIL and page.run("return document.title") == "Compare · cqtml_demo/1f3a9c2e"
-        choose(page, "1", "2 of 6")
+        choose(page, "11", "2 of 6")  # a double stroke is one choice
         choose(page, ARROW_RIGHT, "3 of 6")
         choose(page, "t", "4 of 6")
         choose(page, "s", "5 of 6")
@@ -205,6 +206,14 @@ def test_a_run_without_pairs_says_how_to_make_them(tmp_path):
     with pytest.raises(
         UserError, match=r"no pairs to compare yet .*python jobs/generate.py cqtml_demo/1f3a9c2e --pairs"
     ):
+        compare.main([str(run.path)])
+
+
+def test_a_pulled_run_is_rated_where_it_is_from(tmp_path):
+    run = run_with_pairs(tmp_path / "mycluster", 1)
+    (tmp_path / "mycluster" / ".sync").mkdir()
+    write_json(tmp_path / "mycluster" / ".sync" / "seen.json", {"host": "mycluster", "time": 0.0})
+    with pytest.raises(UserError, match=r"pulled from mycluster, .*ssh -L 5001:127.0.0.1:5001 mycluster"):
         compare.main([str(run.path)])
 
 
