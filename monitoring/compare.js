@@ -2,13 +2,14 @@
 
 const page = JSON.parse($("data").textContent);
 const audio = $("music");
-const stages = { a: new Stage($("left")), b: new Stage($("right")) };
+const SIDES = ["left", "right"];
+const stages = { left: new Stage($("left")), right: new Stage($("right")) };
 const RETRY_MS = 1000;
 const SETTLE_MS = 300; // after a pair has come, in which a key is the end of a double stroke and no choice
 
 let rater = "";
 let state = null; // what the server said last
-let curves = { a: null, b: null };
+const curves = { left: null, right: null };
 let shownAt = 0; // when the pair was shown, in ms
 let busy = false; // while an answer is on its way: one key press, one choice
 
@@ -57,8 +58,13 @@ function setBusy(value) {
   }
 }
 
-const choose = (choice) =>
-  state?.pair && turn("/choose", { rater, pair: state.pair.key, choice, seconds: (performance.now() - shownAt) / 1000 });
+// `what`: left, right, tie or skip. Which of the pair's sides is on the left is the pair's own.
+function choose(what) {
+  if (!state?.pair) return;
+  const choice = state.pair[what]?.side ?? what;
+  turn("/choose", { rater, pair: state.pair.key, choice, seconds: (performance.now() - shownAt) / 1000 });
+}
+
 const undo = () => state?.last && turn("/choose", { rater, pair: state.last, choice: "undo", seconds: 0 });
 
 // -- showing -----------------------------------------------------------------------------------------------------
@@ -75,7 +81,7 @@ function show(next) {
 }
 
 function showPair(pair) {
-  for (const side of ["a", "b"]) curves[side] = new Curves(pair[side], pair.frame_rate);
+  for (const side of SIDES) curves[side] = new Curves(pair[side].lights, pair.frame_rate);
   $("count").textContent = `${state.done + 1} of ${state.total}`;
   $("who").textContent = rater;
   $("song").textContent = pair.song;
@@ -103,7 +109,7 @@ function again() {
 
 follow(audio, (seconds) => {
   if (!state?.pair) return;
-  for (const side of ["a", "b"]) stages[side].show(curves[side], seconds);
+  for (const side of SIDES) stages[side].show(curves[side], seconds);
   const length = state.pair.seconds;
   $("played").style.transform = `scaleX(${Math.min(1, seconds / length)})`;
   $("clock").textContent = `${clock(seconds)} / ${clock(length)}`;
@@ -114,7 +120,7 @@ follow(audio, (seconds) => {
 const actions = { play: () => playOrPause(audio), again, undo };
 const keys = {
   " ": actions.play, r: again, u: undo, s: () => choose("skip"), t: () => choose("tie"),
-  1: () => choose("a"), arrowleft: () => choose("a"), 2: () => choose("b"), arrowright: () => choose("b"),
+  1: () => choose("left"), arrowleft: () => choose("left"), 2: () => choose("right"), arrowright: () => choose("right"),
 };
 
 addEventListener("keydown", (event) => {

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PORT = 5001
 TEMPLATE = Path(__file__).with_name("compare.html")
-NEXT = "python jobs/launch.py cqtml_reward"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +47,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help=f"answer there, to whoever reaches it, without a password; default: {HOST}",
     )
     parser.add_argument(
-        "--next", metavar="COMMAND", default=NEXT, help=f"what the page says to type when all is rated; default: {NEXT}"
+        "--next",
+        metavar="COMMAND",
+        help="what the page says to type when all is rated; default: the launch that learns from it",
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.add_argument("--runs", metavar="DIR", help="where run folders lie; default: SLURMPHONY_RUNS or runs/")
@@ -93,7 +95,7 @@ def serve(run: RunFolder, args: argparse.Namespace) -> Server:
     )
     page = render(
         TEMPLATE, "connect-src 'self'; media-src 'self'",
-        run=run.name, rater=args.rater or "", data={"command": command}, next_command=args.next,
+        run=run.name, rater=args.rater or "", data={"command": command}, next_command=args.next or learning(run),
         next_words="What you chose can be learned from now. When the others are done, type:",
     )  # fmt: skip
     if not is_loopback(args.host):
@@ -120,6 +122,12 @@ def _in_url(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
+
+
+def learning(run: RunFolder) -> str:
+    """The command that learns from the choices: cqtml_demo's are for cqtml_demo_reward."""
+    own = f"{run.path.parent.name}_reward"
+    return f"python jobs/launch.py {own if (CONFIGS / f'{own}.yaml').is_file() else 'cqtml_reward'}"
 
 
 def standing(run: RunFolder) -> str:

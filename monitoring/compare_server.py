@@ -18,6 +18,7 @@ import socket
 import socketserver
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,7 +118,8 @@ def _check_person(rater: str) -> None:
 
 
 def _shown(pair: Pair) -> dict[str, Any]:
-    facts = {name: getattr(pair, name) for name in ("key", "song", "seconds", "frame_rate", "a", "b")}
+    facts = asdict(pair)
+    del facts["wav"]  # is asked for by its address
     return {**facts, "audio": f"/audio/{quote(pair.key, safe='')}.wav"}
 
 

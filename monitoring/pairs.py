@@ -1,7 +1,8 @@
 """The pairs of a run as raters are shown them: a song and two light shows, from the dataset in RUN/pairs/.
 
 A sample holds ``audio`` int16 (n), mono; ``a`` and ``b``, brightness (4, T) in 0..1; and ``meta`` with ``input``, ``sample_rate`` and
-``frame_rate`` in Hz. What else it says (temperatures, weights) is no rater's business and does not leave this module.
+``frame_rate`` in Hz, and ``left``, the side that is shown on the left (where it says nothing: a). What else it says (temperatures, weights)
+is no rater's business and does not leave this module.
 """
 
 from __future__ import annotations
@@ -33,16 +34,24 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
+class Show:
+    """One side of a pair: "a" or "b", and its packed curves."""
+
+    side: str
+    lights: str
+
+
+@dataclass(frozen=True)
 class Pair:
-    """What a rater sees and hears. ``wav``: the song as a WAV file; ``a``, ``b``: packed curves, ``frame_rate`` in Hz."""
+    """What a rater sees and hears. ``wav``: the song as a WAV file; ``frame_rate`` of the lights in Hz."""
 
     key: str
     song: str
     seconds: float
-    wav: bytes
-    a: str
-    b: str
     frame_rate: float
+    left: Show
+    right: Show
+    wav: bytes
 
 
 class Pairs:
@@ -126,8 +135,9 @@ def _pair(key: str, sample: dict[str, Any]) -> Pair:
         lit = sample[side].shape[-1] / frame_rate
         if abs(lit - seconds) > TOLERANCE:
             raise ValueError(f"its lights {side} last {lit:.2f} s, its music {seconds:.2f} s")
-    packed = {side: pack(sample[side]) for side in ("a", "b")}
-    return Pair(key, str(meta["input"]), seconds, wav_bytes(audio, rate), packed["a"], packed["b"], frame_rate)
+    order = {"a": "ab", "b": "ba"}[meta.get("left", "a")]
+    left, right = (Show(side, pack(sample[side])) for side in order)
+    return Pair(key, str(meta["input"]), seconds, frame_rate, left, right, wav_bytes(audio, rate))
 
 
 def wav_bytes(audio: np.ndarray, rate: int) -> bytes:

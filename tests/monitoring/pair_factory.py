@@ -17,7 +17,7 @@ FRAME_RATE = RATE / 64
 EVIL = '<script>document.title = "owned"</script><img src=x onerror=alert(1)>&"'
 
 
-def pair(number: int, seconds: float = 1.0, song: str = EVIL) -> dict[str, Any]:
+def pair(number: int, seconds: float = 1.0, song: str = EVIL, left: str = "a") -> dict[str, Any]:
     """Four tones one after the other, each of its own loudness; in ``a`` each has its lamp, in ``b`` all lamps breathe slowly."""
     time = np.arange(int(seconds * RATE)) / RATE
     beat = np.minimum((8 * time / seconds).astype(int), 7)
@@ -30,6 +30,7 @@ def pair(number: int, seconds: float = 1.0, song: str = EVIL) -> dict[str, Any]:
     b = np.stack([0.5 + 0.45 * np.sin(2 * np.pi * frames / seconds + lamp) for lamp in range(4)])
     meta = {
         "input": song,
+        "left": left,
         "sample_rate": RATE,
         "frame_rate": FRAME_RATE,
         "temperature": [0.7, 1.4],
@@ -48,7 +49,7 @@ def write_pairs(run: RunFolder, splits: dict[str, list[tuple[str, dict[str, Any]
     (folder / "manifest.json").write_bytes(sealed(tree))
 
 
-def run_with_pairs(root: Path, count: int = 6, seconds: float = 1.0, song: str = EVIL) -> RunFolder:
+def run_with_pairs(root: Path, count: int = 6, seconds: float = 1.0, song: str = EVIL, left: str = "a") -> RunFolder:
     run = make_run(root, "cqtml_demo")
-    write_pairs(run, {"train": [(f"p{i:03d}", pair(i, seconds, song)) for i in range(count)]})
+    write_pairs(run, {"train": [(f"p{i:03d}", pair(i, seconds, song, left)) for i in range(count)]})
     return run

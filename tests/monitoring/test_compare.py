@@ -55,7 +55,7 @@ def begin(page: Page, address: str, rater: str, expected: str) -> None:
 
 
 def ready(page: Page) -> bool:
-    return page.run("return document.querySelector('[data-choice=a]').ariaDisabled") == "false"
+    return page.run("return document.querySelector('[data-choice=left]').ariaDisabled") == "false"
 
 
 def choose(page: Page, key: str, expected: str) -> None:
@@ -71,7 +71,7 @@ ARROW_LEFT, ARROW_RIGHT = "\ue012", "\ue014"  # WebDriver's names of these keys
 
 
 def test_rated_by_keyboard_alone_while_the_server_is_killed(page: Page, tmp_path):
-    run, port = run_with_pairs(tmp_path, 6), free_port()
+    run, port = run_with_pairs(tmp_path, 6, left="b"), free_port()
     with served(run, port, "--next", f"type {EVIL}") as (address, _):
         begin(page, address, "anna", "1 of 6")
         page.wait(lambda: page.run("return document.getElementById('music').currentTime > 0"))  # it began by itself
@@ -97,7 +97,7 @@ def test_rated_by_keyboard_alone_while_the_server_is_killed(page: Page, tmp_path
         page.press("u")
         page.wait(lambda: ready(page) and page.text("count") == "6 of 6")
         assert page.complaints() == []
-    expected = [("p000", "a"), ("p001", "b"), ("p002", "tie"), ("p003", "a"), ("p004", "b")]
+    expected = [("p000", "b"), ("p001", "a"), ("p002", "tie"), ("p003", "b"), ("p004", "a")]  # a is shown on the right
     assert chosen(run) == [("anna", *c) for c in expected]
     seconds = [json.loads(line)["seconds"] for line in choices_file(run.path, "anna").read_text().splitlines()]
     assert all(0 < s < 60 for s in seconds[:4])
@@ -158,7 +158,7 @@ def test_lights_follow_the_music_and_keys_belong_to_what_has_the_focus(page: Pag
         page.press("r")
         page.wait(lambda: page.text("play") == "Pause")
         page.press("\t")  # the first button that Tab reaches
-        assert page.run("return document.activeElement.matches('[data-choice=a]:focus-visible')")
+        assert page.run("return document.activeElement.matches('[data-choice=left]:focus-visible')")
         page.press(" ")  # works the button, not the music
         page.wait(lambda: page.text("count") == "2 of 2")
         assert page.run("return document.activeElement.id") == "compare"

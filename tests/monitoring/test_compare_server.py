@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from monitoring.compare_server import Server, Table, is_loopback, own_names
-from monitoring.pairs import Pairs
+from monitoring.pairs import Pairs, Unreadable
 from pipeline.choices import SCRIPTED_JUDGE, append_choice, choices_file, read_choices
 from pipeline.errors import UserError
+from pipeline.light_show.page import pack
 from pipeline.runs import RunFolder
 from tests.monitoring.pair_factory import EVIL, pair, run_with_pairs, write_pairs
 from tests.monitoring.run_factory import make_run
@@ -85,12 +86,26 @@ def test_what_a_rater_is_told_and_what_not(client):
     state = client.state("anna")
     assert (state["done"], state["total"], state["last"], state["notes"]) == (0, 3, None, [])
     told = state["pair"]
-    assert set(told) == {"key", "song", "seconds", "frame_rate", "a", "b", "audio"}
+    assert set(told) == {"key", "song", "seconds", "frame_rate", "left", "right", "audio"}
+    assert (told["left"], told["right"]["side"]) == ({"side": "a", "lights": pack(pair(0, 0.5)["a"])}, "b")
     assert (told["key"], told["song"], told["seconds"]) == ("p000", EVIL, 0.5)
     status, headers, body = client.ask(told["audio"])
     with wave.open(io.BytesIO(body)) as file:
         assert (status, file.getparams()[:4]) == (200, (1, 2, 22050, 11025)) and headers["Content-Type"] == "audio/wav"
         assert np.array_equal(np.frombuffer(file.readframes(11025), "<i2"), pair(0, 0.5)["audio"])
+
+
+def test_the_pair_says_which_side_is_on_the_left(tmp_path):
+    run = make_run(tmp_path, "cqtml_demo")
+    sample = pair(0, 0.5, left="b")
+    plain = {**sample, "meta": {name: value for name, value in sample["meta"].items() if name != "left"}}
+    write_pairs(run, {"train": [("p0", sample), ("p1", plain), ("p2", pair(0, 0.5, left="c"))]})
+    pairs = Pairs(run.path, run.name)
+    one = pairs.read("p0")
+    assert (one.left.side, one.left.lights, one.right.side) == ("b", pack(sample["b"]), "a")
+    assert pairs.read("p1").left.side == "a"
+    with pytest.raises(Unreadable, match="p2 is left out"):
+        pairs.read("p2")
 
 
 def test_choices_are_on_the_disk_before_they_are_answered(client, run):
