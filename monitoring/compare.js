@@ -36,17 +36,21 @@ async function ask(path, body) {
 
 class Refused extends Error {}
 
-// Ask, show what came, and let nothing else be asked meanwhile.
+// Ask, show what came, and let nothing else be asked meanwhile, nor before a new pair can have been seen.
 async function turn(path, body) {
   if (busy) return;
   setBusy(true);
+  let settle = 0;
   try {
     show(await ask(path, body));
+    settle = SETTLE_MS;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     (state ? $("trouble") : $("refused")).textContent = error.message;
+    if (!state) $("rater").select(); // the next name can be typed at once
   } finally {
-    setTimeout(() => setBusy(false), SETTLE_MS);
+    if (settle) setTimeout(() => setBusy(false), settle);
+    else setBusy(false);
   }
 }
 

@@ -96,7 +96,7 @@ def serve(run: RunFolder, args: argparse.Namespace) -> Server:
     page = render(
         TEMPLATE, "connect-src 'self'; media-src 'self'",
         run=run.name, rater=args.rater or "", data={"command": command}, next_command=args.next or learning(run),
-        next_words="What you chose can be learned from now. When the others are done, type:",
+        next_words="What was chosen can be learned from now; when everyone is done, type:",
     )  # fmt: skip
     if not is_loopback(args.host):
         say(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,9 +115,11 @@ def test_two_raters_a_torn_line_and_no_way_out_of_the_folder(page: Page, tmp_pat
         file.write('{"pair": "p001", "cho')
     with served(run, free_port(), "--rater", "anna") as (address, process):
         page.open(address)
+        assert page.run("return document.getElementById('rater').value") == "anna"
         page.press("../x\n")
         page.wait(lambda: "cannot name a rater" in page.text("refused"))
-        begin(page, address, "", "1 of 4")
+        page.press("anna\n")  # replaces what was refused
+        page.wait(lambda: ready(page) and page.text("count") == "1 of 4")
         assert page.text("who") == "anna" and page.text("notes") == ""
         choose(page, "1", "2 of 4")
         page.driver.switch_to.new_window("tab")
@@ -184,6 +191,41 @@ def test_who_asks_for_less_motion_gets_slow_lights_and_nothing_starts_by_itself(
             assert all(0.45 < level < 0.55 for level in levels), levels
     finally:
         page.ask_for_less_motion("no-preference")
+
+
+@pytest.mark.soak
+def test_whenever_the_server_is_killed_what_it_answered_is_kept(tmp_path):
+    run, port, kills = run_with_pairs(tmp_path, 600, seconds=0.1), free_port(), 0
+    answered: dict[str, str] = {}
+    rating = threading.Thread(target=rate_everything, args=(port, answered), daemon=True)
+    rating.start()
+    while rating.is_alive():
+        with served(run, port):
+            rating.join(random.uniform(0.05, 0.5))
+        kills += rating.is_alive()
+    choices, trouble = read_choices(run.path)
+    assert {c.pair: c.choice for c in choices} == answered and len(answered) == 600
+    assert kills > 5 and len(trouble) <= 1
+
+
+def rate_everything(port: int, answered: dict[str, str]) -> None:
+    """As a browser does it: what was not answered is asked again."""
+    here, pair = f"http://127.0.0.1:{port}", None
+    headers = {"Origin": here, "Content-Type": "application/json"}
+    while True:
+        choice = {"rater": "anna", "pair": pair, "choice": random.choice(["a", "b", "tie"]), "seconds": 1}
+        asked = urllib.request.Request(f"{here}/choose", json.dumps(choice).encode(), headers)
+        try:
+            with urllib.request.urlopen(asked if pair else f"{here}/state?rater=anna", timeout=10) as reply:
+                state = json.load(reply)
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.02)
+            continue
+        if pair:
+            answered[pair] = choice["choice"]
+        if state["pair"] is None:
+            return
+        pair = state["pair"]["key"]
 
 
 @pytest.mark.parametrize(
