@@ -11,6 +11,7 @@ it there and forward the port: ssh -L 5001:127.0.0.1:5001 CLUSTER.
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import socket
 import threading
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from monitoring.dashboard import has_display, say, sleep_until, stop_signals
 from pipeline.choices import check_rater, read_choices
-from pipeline.errors import RunFailed, UserError, run_command
+from pipeline.errors import UserError, run_command
 from pipeline.runs import RunFolder, find_run, runs_root
 
 if TYPE_CHECKING:
-    from monitoring.compare_server import Server
+    from monitoring.compare_server import Server, Table
 
 HOST = "127.0.0.1"
 PORT = 5001
@@ -85,36 +86,43 @@ def main(words: list[str] | None = None) -> int:
 
 def serve(run: RunFolder, args: argparse.Namespace) -> Server:
     """The server, bound to its port; UserError where that or the pairs are not to be had."""
-    from monitoring.compare_server import Server, Table, is_loopback
+    from monitoring.compare_server import Table, is_loopback
     from monitoring.pairs import Pairs
     from pipeline.light_show.page import render
 
-    table = Table(run.path, Pairs(run.path, run.name), say)
-    command = shlex.join(
-        ["python", "monitoring/compare.py", args.run, *(["--port", str(args.port)] if args.port else [])]
-    )
-    page = render(
-        TEMPLATE, "connect-src 'self'; media-src 'self'",
-        run=run.name, rater=args.rater or "", data={"command": command}, next_command=args.next or learning(run),
-        next_words="What was chosen can be learned from now; when everyone is done, type:",
-    )  # fmt: skip
+    server = bind(args.host, args.port, Table(run.path, Pairs(run.path, run.name), say))
     if not is_loopback(args.host):
-        say(
-            f"note: whoever reaches {args.host} may listen and choose, under any name: there is no password and no encryption."
-        )
-    for port in (args.port or PORT, 0):
-        try:
-            return Server(args.host, port, page, table)
-        except socket.gaierror as error:
+        say(f"note: whoever reaches {args.host} may listen and choose, under any name: no password, no encryption.")
+    server.page = render(
+        TEMPLATE, "connect-src 'self'; media-src 'self'",
+        run=run.name, rater=args.rater or "", data={"command": again(run, args.host, server.server_port)},
+        next_words="What was chosen can be learned from now; when everyone is done, type:", next_command=args.next or learning(run),
+    ).encode()  # fmt: skip
+    return server
+
+
+def bind(host: str, asked: int | None, table: Table) -> Server:
+    """At the port that was asked for, else at the usual one, or any free one where that is taken."""
+    from monitoring.compare_server import Server
+
+    try:
+        return Server(host, asked or PORT, table)
+    except socket.gaierror as error:
+        raise UserError(f"--host {host} is no address of this machine; leave --host out for {HOST}.") from error
+    except OSError as error:
+        if asked or error.errno != errno.EADDRINUSE:
             raise UserError(
-                f"--host {args.host} is no address of this machine; leave --host out for {HOST}."
+                f"{host}:{asked or PORT} cannot be used ({error.strerror}); give another --port or --host."
             ) from error
-        except OSError as error:
-            if args.port or port == 0:
-                raise UserError(
-                    f"{args.host}:{port} cannot be used ({error.strerror}); give another --port or --host."
-                ) from error
-    raise RunFailed(f"no port of {args.host} is free.")
+    return Server(host, 0, table)
+
+
+def again(run: RunFolder, host: str, port: int) -> str:
+    """The command that serves the same page at the same address: what a page that waits for its server shows."""
+    name = run.name if runs_root(None) / run.name == run.path else str(run.path)
+    return shlex.join(
+        ["python", "monitoring/compare.py", name, "--port", str(port), *(["--host", host] if host != HOST else [])]
+    )
 
 
 def _in_url(host: str) -> str:

@@ -127,10 +127,11 @@ class Server(ThreadingHTTPServer):
     """Serves ``page`` and ``table`` at ``host``, a thread a connection. OSError where host or port cannot be had."""
 
     request_queue_size = 64
+    page = b""
 
-    def __init__(self, host: str, port: int, page: str, table: Table) -> None:
+    def __init__(self, host: str, port: int, table: Table) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        self.page, self.table = page.encode(), table
+        self.table = table
         self.names = own_names(host)
         super().__init__((host, port), Handler)
 

@@ -243,6 +243,27 @@ def test_users_mistakes_are_one_sentence(tmp_path, words, said):
         compare.main([str(run.path), "--no-browser", *words])
 
 
+def test_the_usual_port_may_be_taken_and_is_then_another(tmp_path, monkeypatch):
+    run = run_with_pairs(tmp_path, 1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(compare, "PORT", taken.getsockname()[1])
+        with compare.serve(run, compare.parse([str(run.path)])) as server:
+            assert server.server_port != compare.PORT
+            assert f"monitoring/compare.py {run.path} --port {server.server_port}" in server.page.decode()
+            assert compare.learning(run) in server.page.decode()
+        with pytest.raises(UserError, match="cannot be used"):
+            compare.serve(run, compare.parse([str(run.path), "--port", str(compare.PORT)]))
+
+
+def test_whoever_is_let_in_from_elsewhere_is_told_of(tmp_path, capfd):
+    run = run_with_pairs(tmp_path, 1)
+    with compare.serve(run, compare.parse([str(run.path), "--host", "0.0.0.0", "--port", str(free_port())])) as server:
+        assert "no password" in capfd.readouterr().err and socket.gethostname().lower() in server.names
+        assert "--host 0.0.0.0" in server.page.decode()
+
+
 def test_a_run_without_pairs_says_how_to_make_them(tmp_path):
     run = make_run(tmp_path, "cqtml_demo")
     with pytest.raises(

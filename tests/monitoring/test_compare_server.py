@@ -57,7 +57,8 @@ class Client:
 @contextmanager
 def serving(run: RunFolder) -> Iterator[Client]:
     said: list[str] = []
-    with Server("127.0.0.1", 0, "<p>page</p>", Table(run.path, Pairs(run.path, run.name), said.append)) as server:
+    with Server("127.0.0.1", 0, Table(run.path, Pairs(run.path, run.name), said.append)) as server:
+        server.page = b"<p>page</p>"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
