@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -63,13 +64,18 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, tree: Any, *, durable: bool = True) -> None:
-    """Append one JSON line in one write. A line torn by a killed writer is closed first, so that it cannot swallow this one."""
+    """Append one JSON line in one write. A line torn by a killed writer is closed first, so that it cannot swallow this one.
+
+    OSError where the disk took only a part of it.
+    """
     line = json.dumps(tree, allow_nan=False).encode() + b"\n"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         end = os.fstat(fd).st_size
         torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
-        os.write(fd, b"\n" + line if torn else line)
+        whole = b"\n" + line if torn else line
+        if os.write(fd, whole) != len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if durable:
             os.fsync(fd)
     finally:

@@ -7,6 +7,7 @@
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
       ranks/           what each rank tells     profile/        torch profiler traces, where asked for
       launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
+      pairs/ choices/  what was made to be compared, and what raters chose (``pipeline.choices``)
 
 The newest attempt, and no other, may write: it is the one whose journal has the highest number, and a file can be created only once.
 

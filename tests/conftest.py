@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser, page  # noqa: F401
 from tests.cluster.fixtures import *  # noqa: F403  one practice cluster a session, whoever asks for it
 
 ROOT = Path(__file__).resolve().parent.parent

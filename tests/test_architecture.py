@@ -27,6 +27,8 @@ LOGIN_NODE = [
     "monitoring.status",
     "monitoring.why",
     "monitoring.report",
+    "monitoring.compare",
+    "monitoring.compare_server",
     "data_prep.prepare",
     "data_prep.demo",
     "data_prep.latents",

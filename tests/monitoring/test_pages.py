@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import subprocess
 import time
 import wave
@@ -18,11 +17,11 @@ import pytest
 
 from monitoring.system import system_file
 from pipeline.journal import Journal
+from tests.browser import BROWSER
 from tests.monitoring.conftest import Bench
 from tests.monitoring.run_factory import attempt, end, make_run
 from tests.monitoring.test_dashboard import started, wait_for
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGES = {  # of a run: what must stand in the page when its scripts have run
     "": ["Finished", "train/loss", "model.system"],
     "/model-metrics": ["learning_rate", "js-plotly-plot"],
