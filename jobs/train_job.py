@@ -139,6 +139,7 @@ def train(run: RunFolder, world: World, attempt: Attempt) -> Stop:
     torch.manual_seed(rng.key(config.seed, "initial weights"))
     module = registry.part(config.model, "train_module").TrainModule(config, manifest.info)
     if not checkpoint.steps(run.checkpoints):
+        module.begin()
         start_from_others(run, config, module, attempt)
     attempt.startup.mark("model")
     with streaming(run, os.environ.get("MLFLOW_TRACKING_URI") if world.rank == 0 else None):

@@ -47,6 +47,10 @@ class ModelSection(Section):
         """Where train module, generation and evaluation lie below ``models/``: ``dismix``; ``cqtml/reward`` of several kinds."""
         return self.system
 
+    def data_problems(self, info: dict[str, Any]) -> list[str]:
+        """What of the data, by its manifest's ``info``, keeps this model from being trained on it: one sentence each."""
+        return []
+
 
 class Schedule(Section):
     """Learning-rate factor by optimizer step: linear warm-up, then constant, cosine or linear to ``final_ratio``.
@@ -117,10 +121,12 @@ class DataSection(Section):
     """``batch_size`` is global: the sum over all ranks and accumulation steps.
 
     ``partner``: with every sample comes another of the same split, drawn independently; its fields are called ``other_...``.
+    ``of``: a run that these data were made by, and lie in the folder of; a config's name is its run in a chain, else its newest.
     """
 
     recipe: str
     codec: str | None = None
+    of: str | None = None
     batch_size: int = Field(gt=0)
     partner: bool = False
     workers: int = Field(0, ge=0)

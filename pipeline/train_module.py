@@ -89,6 +89,12 @@ class TrainModule(nn.Module):
         """What ``trainer.ema`` averages, by name: all that is trained. A GAN leaves its discriminator out."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
+    def begin(self) -> None:
+        """Called once, before a new run's first step and before ``start_from``: pretrained weights from a local folder. Default: nothing.
+
+        UserError where they are not there.
+        """
+
     def start_from(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Begin a new run with other runs' weights (their averages), under "init_from" and the names in ``ModelSection.runs``.
 
