@@ -17,7 +17,7 @@ LIGHTS = 4
 BINS = 84  # of the constant-Q transform, twelve an octave
 FRAME_RATE = 22050 / 64  # of the transform and of the lights, in hertz
 KINDS = {  # what each kind of training reads, beside ``system`` and ``kind``
-    "generator": ("body", "head", "warm_start"),
+    "generator": ("body", "head", "warm_start", "augment"),
     "reward": ("reward_model", "least_comparisons"),
     "policy": ("body", "head", "reward_model", "reward", "grpo"),
 }
@@ -31,7 +31,9 @@ class Body(Section):
     depth: int = Field(12, gt=0)
     heads: int = Field(3, gt=0)
     mlp_ratio: int = Field(4, gt=0)
-    columns: int = Field(108, gt=0)  # patch columns that positions are learned for (5 s); another length interpolates them
+    columns: int = Field(
+        108, gt=0
+    )  # patch columns that positions are learned for (5 s); another length interpolates them
     dropout: float = Field(0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False  # keep no activations within blocks, and compute them again backwards
     pretrained: bool = False  # begin with timm's weights, from the weights folder's vit_tiny_patch16_224/
@@ -61,7 +63,17 @@ class WarmStart(Section):
     """What the generator is first taught: three lights follow the onsets of a band each, the fourth the beat."""
 
     release: float = Field(0.15, gt=0)  # seconds in which a light falls to 1/e
-    spread: float = Field(1.0, ge=0)  # of the target over neighbouring levels, in levels: what later exploration lives on
+    spread: float = Field(
+        1.0, ge=0
+    )  # of the target over neighbouring levels, in levels: what later exploration lives on
+
+
+class Augment(Section):
+    """How far what is heard is varied in training; 0 and false: not at all."""
+
+    gain: float = Field(0.7, ge=0)  # nepers, up and down: 6 dB
+    semitones: int = Field(4, ge=0)  # up and down
+    rotate: bool = True  # begin anywhere, in a circle
 
 
 class RewardShape(Section):
@@ -92,7 +104,7 @@ class Grpo(Section):
 class ModelConfig(ModelSection):
     """The ``model:`` section."""
 
-    live: ClassVar[tuple[str, ...]] = ("warm_start", "grpo")
+    live: ClassVar[tuple[str, ...]] = ("warm_start", "augment", "grpo")
     runs: ClassVar[tuple[str, ...]] = ("reward",)
 
     system: Literal["cqtml"]
@@ -100,6 +112,7 @@ class ModelConfig(ModelSection):
     body: Body = Body()
     head: Head = Head()
     warm_start: WarmStart = WarmStart()
+    augment: Augment = Augment()
     reward_model: RewardShape = RewardShape()
     least_comparisons: int = Field(200, gt=0)  # to learn from: a reward is not trained on fewer
     reward: str | None = None  # policy: the run whose taste it is tuned on

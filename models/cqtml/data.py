@@ -59,4 +59,9 @@ def comparisons(info: dict[str, Any], batch_size: int, seed: int) -> Batch:
     lights = torch.rand(2, batch_size, LIGHTS, 1, generator=generator).expand(-1, -1, -1, int(info["frames"]))
     choice = (lights[0].mean((1, 2)) > lights[1].mean((1, 2))).float()
     kept = {"cqt": batch["cqt"].half(), "position": batch["position"]}
-    return kept | {"a": lights[0].half(), "b": lights[1].half(), "choice": choice, "votes": torch.ones(batch_size).long()}
+    return kept | {
+        "a": lights[0].half(),
+        "b": lights[1].half(),
+        "choice": choice,
+        "votes": torch.ones(batch_size).long(),
+    }

@@ -1,4 +1,4 @@
-"""A scripted judge of lights: do they rise with onsets, do they shine on beats, do they flicker? For tests, demos and an alarm, not for taste.
+"""A scripted judge of lights: do they rise with onsets, shine on beats, flicker? For tests, demos and an alarm, not for taste.
 
 There are two of them. ``SCRIPTED`` hears onsets in the CQT's bands and stands in for people. ``HELD_OUT`` hears them in mel bands of the
 waveform and weighs otherwise: nothing is ever trained on what it says, so it can tell whether a reward was learned or only exploited.

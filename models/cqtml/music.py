@@ -1,8 +1,8 @@
 """What music offers a light: onsets of three bands, and the beat. Teaches the generator, and is what the scripted judge goes by.
 
-Onset strength is spectral flux, the rise of the compressed magnitude (Dixon, "Onset detection revisited", DAFx 2006, Section 2.1). The beat is
-the predominant local pulse of those onsets (Grosche and Mueller, IEEE TASLP 19, 2011, Section III): in every window of two seconds the
-sinusoid that fits best, overlapped and added. Nothing is divided by the loudest point of a piece, so all of it is local.
+Onset strength is spectral flux, the rise of the compressed magnitude (Dixon, "Onset detection revisited", DAFx 2006, Section 2.1). The
+beat is the predominant local pulse of those onsets (Grosche and Mueller, IEEE TASLP 19, 2011, Section III): in every window of two seconds
+the sinusoid that fits best, overlapped and added. Nothing is divided by the loudest point of a piece, so all of it is local.
 
 Shapes: B inputs, T frames, C columns; frame rate as ``config.FRAME_RATE``; strengths are in [0, 1].
 """
@@ -77,7 +77,9 @@ def pulse(onsets: Tensor) -> Tensor:
     chosen = found.gather(-1, strongest)
     waved = (chosen / chosen.abs().clamp_min(1e-6) * waves.T[strongest[..., 0]]).real  # (B, W, size)
     sure = (chosen.abs() / window.sum() / PULSE_LEVEL).clamp_max(1.0)
-    whole = _overlap_add(waved * sure, hop, padded.shape[-1]) / _overlap_add(window.expand_as(waved[:1]), hop, padded.shape[-1])
+    whole = _overlap_add(waved * sure, hop, padded.shape[-1]) / _overlap_add(
+        window.expand_as(waved[:1]), hop, padded.shape[-1]
+    )
     beats = whole[:, size // 2 : size // 2 + slow.shape[-1]].clamp_min(0)
     return F.interpolate(beats[:, None], onsets.shape[-1], mode="linear")[:, 0]
 

@@ -97,10 +97,12 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(picture)
         columns = patches.shape[-1]
         first, positions = self._positions(columns)
-        tokens = torch.cat([(self.cls_token + first).expand(len(patches), -1, -1), (patches + positions).flatten(2).mT], 1)
+        tokens = torch.cat(
+            [(self.cls_token + first).expand(len(patches), -1, -1), (patches + positions).flatten(2).mT], 1
+        )
         tokens = self.pos_drop(tokens)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():  # noqa: SIM108  two ways, to be seen
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)

@@ -17,6 +17,7 @@ from models.codecs.weights import weights_root
 from models.cqtml import data as facts
 from models.cqtml.brightness import expected, most_likely, to_columns, to_frames
 from models.cqtml.config import Head, ModelConfig
+from models.cqtml.generator.augment import varied
 from models.cqtml.judge import judged_by_ear
 from models.cqtml.music import taught
 from models.cqtml.network import Generator
@@ -57,6 +58,9 @@ class TrainModule(BaseModule):
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Divergence of what is said from what is taught, in nats a light and column."""
+        if "notes" not in batch:  # labels stay where they are
+            cqt = varied(batch["cqt"], self.model_config.augment, self.random, batch["position"])
+            batch = {**batch, "cqt": cqt}
         return {"loss": imitation(self.generator(batch["cqt"]), self._target(batch), self.model_config)}
 
     @torch.no_grad()
