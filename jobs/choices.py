@@ -81,6 +81,14 @@ def sealed(run: RunFolder) -> Manifest:
     return read_manifest(folder)
 
 
+def newest(run: RunFolder) -> Manifest:
+    """The comparisons that were sealed last, for who must not write; UserError where there are none."""
+    found = sorted((run.path / RECIPE).glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no comparisons of {run.name} are sealed yet; a launch does it, when its pairs are rated.")
+    return read_manifest(found[-1].parent)
+
+
 @dataclass(frozen=True)
 class ComparisonStage(ShardStage):
     """``votes``: JSON, by pair the shares of each vote that are the first side's."""

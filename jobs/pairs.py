@@ -82,11 +82,22 @@ def pairs_stage(run: RunFolder, section: PairsConfig, data_root: str | None = No
     source = trained.require_data()
     if not hasattr(trained.module, "generator"):
         raise UserError(f"{run.name} is not a generator; pairs are drawn by a run of cqtml or cqtml_policy.")
-    weights = hash_file(run.checkpoints / f"step_{trained.step:09d}" / "MANIFEST.json")
+    weights = weights_at(run, trained.step)
     manifest = read_manifest(source)
     facts = tuple((name, manifest.info[name]) for name in SEGMENT_FACTS if name in manifest.info)
     share = tuple(sorted(_shares(manifest, section.count).items()))
     return PairsStage("pairs", 1, run.path, data_root, section, weights, manifest.dataset, facts, share), source
+
+
+def weights_at(run: RunFolder, step: int) -> str:
+    """Hash of what names every file of the checkpoint at ``step`` by its hash."""
+    return hash_file(run.checkpoints / f"step_{step:09d}" / "MANIFEST.json")
+
+
+def newest_weights(run: RunFolder) -> str | None:
+    """``weights_at`` the newest step; None where there is none."""
+    steps = run.steps()
+    return weights_at(run, steps[-1]) if steps else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,8 @@ class PairsStage(ShardStage):
         return samples, {"pairs": len(samples)}
 
     def info(self, summaries: dict[str, list[dict[str, Any]]], samples: dict[str, int]) -> dict[str, Any]:
-        return {**dict(self.facts), "samples": samples, "of": RunFolder(self.run).name, "weights": self.weights}
+        drawn = {name: value for name, value in _as_planned(self.settings()).items() if name != "run"}
+        return {**dict(self.facts), "samples": samples, "of": RunFolder(self.run).name, **drawn}
 
     def card(self, summaries: dict[str, list[dict[str, Any]]]) -> str:
         return (

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """Base of every config section: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelSection(Section):
@@ -316,11 +319,15 @@ def parse_config(tree: dict[str, Any], model_class: type[ModelSection], where: s
 
     Raises UserError with one sentence a problem: unknown keys with the nearest valid one, wrong types with what was expected.
     """
-    full = _with_model(model_class)
+    return parse_section(tree, _with_model(model_class), where)
+
+
+def parse_section(tree: dict[str, Any], kind: type[S], where: str) -> S:
+    """Validate a tree against any section; raises UserError as ``parse_config`` does."""
     try:
-        return full.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_sentence(e, full, where) for e in error.errors())) from None
+        raise UserError("\n".join(_sentence(e, kind, where) for e in error.errors())) from None
 
 
 @functools.cache
