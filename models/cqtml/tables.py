@@ -2,7 +2,8 @@
 
 ``lights.csv`` has a row a frame: seconds, light_1 ... light_4, each in [0, 1]. ``dmx.csv`` has a row for every frame and light: frame,
 seconds, universe, channel, value. Universes count from 0 as in Art-Net 4, channels from 1 as in DMX512-A (ANSI E1.11), values go from 0 to
-255; the four lights are dimmers on neighbouring channels. A DMX line sends at most 44 frames a second, so ``--fps`` is 40 unless told otherwise.
+255; the four lights are dimmers on neighbouring channels. A DMX line sends at most 44 frames a second, so ``--fps`` is 40 unless told
+otherwise.
 
 Shapes: T frames of the network, F frames of the tables, 4 lights.
 """

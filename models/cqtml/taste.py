@@ -20,6 +20,7 @@ from models.cqtml.network import Hearing
 
 STRIDES = (4, 2, 2)
 COLUMN = 16
+CENTRE = 1e-3  # weight of (r_a + r_b)^2: differences leave open where zero is (Eisenstein et al. 2312.09244)
 
 
 class Encoder(nn.Module):
@@ -67,7 +68,9 @@ def preference_loss(first: Tensor, second: Tensor, choice: Tensor) -> Tensor:
 
     Exchanging the two and ``choice`` for 1 - ``choice`` gives the same number: the order in which they were shown cannot count.
     """
-    return F.binary_cross_entropy_with_logits(first.float() - second.float(), choice, reduction="none")
+    first, second = first.float(), second.float()
+    decided = F.binary_cross_entropy_with_logits(first - second, choice, reduction="none")
+    return decided + CENTRE * (first + second).square()
 
 
 @full_precision

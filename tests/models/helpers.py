@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def demo_configs() -> list[str]:
-    """Names of all configs called ``<system>*_demo``, and one ``<system>_demo_...`` for each other kind of training; every system has one."""
+    """Names of all configs called ``<system>*_demo`` (every system has one), and one ``..._demo_...`` for each other kind of training."""
     found = [path.stem for path in sorted(CONFIGS.glob("*_demo.yaml"))]
     for system in registry.systems():
         assert any(name.startswith(system) for name in found), f"models/{system} has no configs/{system}*_demo.yaml"

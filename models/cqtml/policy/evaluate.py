@@ -2,7 +2,8 @@
 
 The held-out judge hears onsets in the waveform's mel bands; nothing was trained on what it says. ``win_rate_drawn``: share of outputs,
 drawn at the training's temperature, that it ranks above the start's output of the same draw; ``win_rate_most_likely``: of the most likely
-outputs. ``kl``: divergence from the start, nats a light and column. ``diversity_kept``: deviation over a group of outputs, divided by the start's.
+outputs. ``kl``: divergence from the start, nats a light and column. ``diversity_kept``: deviation over a group of outputs, divided by the
+start's.
 ``reward_gain``: rise of the reward. ``reward_hacking``: 1 where the alarm sounds.
 """
 

@@ -69,22 +69,26 @@ class TrainModule(BaseModule):
         self.taste.load_state_dict(_part(weights["reward"], "taste."))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The objective with its sign turned, and what it is made of; outputs are drawn by position, with the network that draws."""
+        """What is minimised, and what it is made of; outputs are drawn by position, with the network that draws.
+
+        ``loss`` has the gradient of GRPO's objective, and as its value what that ascends: the divergence, weighed, minus the rise of the
+        reward over the start's outputs of the same draws. (The objective's own value is near 0 whatever is learned.)
+        """
         grpo = self.model_config.grpo
         with torch.no_grad():
-            old = self.drawing(batch["cqt"])
+            old, begun = self.drawing(batch["cqt"]), self.start(batch["cqt"])
             lights = self._draw(old, batch, "train")
-            rewards = self._rewards(batch, lights)
+            both = self._rewards(batch, torch.cat([lights, self._draw(begun, batch, "train")], 1))
+            rewards, before = both.chunk(2, 1)
             levels = to_levels(lights, self.model_config.head.levels)
             drawn = log_probability(old, levels, grpo.temperature)
-            begun = self.start(batch["cqt"])
         logits = self.generator(batch["cqt"])
         now = log_probability(logits, levels, grpo.temperature)
         objective, clipped = clipped_objective(now, drawn, group_advantage(rewards), grpo.clip)
-        kl = divergence(logits, begun, grpo.temperature).mean()
+        kl, gain = divergence(logits, begun, grpo.temperature).mean(), (rewards - before).mean()
         return {
-            "loss": grpo.kl * kl - objective,
-            "reward": rewards.mean(),
+            "loss": grpo.kl * kl - gain - (objective - objective.detach()),
+            "reward_gain": gain,
             "kl": kl.detach(),
             "clipped": clipped,
             "diversity": diversity(lights).mean(),

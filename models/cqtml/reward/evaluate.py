@@ -1,8 +1,8 @@
-"""The figures of a reward on held-out comparisons, of songs that neither the generator nor the reward has learned from.
+"""The figures of a reward on held-out comparisons, of songs that neither generator nor reward has learned from.
 
 ``pair_accuracy``: share of comparisons, ties left out, in which the preferred output has the higher reward, with Wilson's interval.
-``calibration_error``: expected calibration error of sigma(r_a - r_b). ``swap_error``: the largest |P(a over b) + P(b over a) - 1| when a and
-b are really exchanged and everything is computed again; ``swap_consistency``: share of comparisons in which the same output wins then.
+``calibration_error``: expected calibration error of sigma(r_a - r_b). ``swap_error``: the largest |P(a over b) + P(b over a) - 1| when a
+and b are really exchanged and everything is computed again; ``swap_consistency``: share of comparisons in which the same output wins then.
 """
 
 from __future__ import annotations
