@@ -73,7 +73,9 @@ class Augment(Section):
 
     gain: float = Field(0.7, ge=0)  # nepers, up and down: 6 dB
     semitones: int = Field(4, ge=0)  # up and down
-    rotate: bool = True  # begin anywhere, in a circle
+    pieces: int = Field(
+        4, gt=0
+    )  # cut at random places and put together in another order: what is far away decides nothing
 
 
 class RewardShape(Section):

@@ -38,10 +38,10 @@ class Judge:
         columns = F.avg_pool1d(lights.float().flatten(0, 2), PATCH, ceil_mode=True, count_include_pad=False)
         columns = columns.unflatten(0, lights.shape[:3])
         rise = columns.diff(dim=-1).clamp_min(0).sum(2)  # (B, S, C - 1)
-        begins = _smooth(to_columns(onsets))[:, None, 1:]
+        begins = smooth(to_columns(onsets))[:, None, 1:]
         beats = to_columns(pulse(onsets))[:, None]
         flicker = columns.diff(n=2, dim=-1).abs().mean((-1, -2))
-        agreement = self.onset * correlation(_smooth(rise), begins) + self.beat * correlation(columns.mean(2), beats)
+        agreement = self.onset * correlation(smooth(rise), begins) + self.beat * correlation(columns.mean(2), beats)
         return agreement - self.flicker * flicker
 
 
@@ -73,7 +73,7 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).mean(-1) / (lengths[0] * lengths[1]).clamp_min(STILL**2) * moving
 
 
-def _smooth(curve: Tensor) -> Tensor:
+def smooth(curve: Tensor) -> Tensor:
     """(..., C) -> the same, each point with half of its neighbours: an onset may fall on either side of a column's border."""
     flat = F.pad(curve.reshape(-1, 1, curve.shape[-1]), (1, 1), mode="replicate")
     return F.conv1d(flat, flat.new_tensor([[[0.25, 0.5, 0.25]]])).reshape(curve.shape)

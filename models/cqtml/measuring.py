@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.cqtml.brightness import expected, to_columns
 from models.cqtml.config import ModelConfig
-from models.cqtml.judge import correlation
+from models.cqtml.judge import correlation, smooth
 from models.cqtml.network import Generator
 from models.cqtml.vit import PATCH
 from models.metrics import Figure, mean
@@ -39,9 +39,10 @@ def held_out(folder: Path, split: str, device: torch.device) -> Iterator[Batch]:
 
 
 def follows(lights: Tensor, onsets: Tensor) -> Tensor:
-    """How far lights rise where onsets are: (B, 4, T) and (B, T) -> Pearson's correlation (B,), over columns."""
+    """How far lights rise where onsets are, within a column (46 ms): (B, 4, T) and (B, T) -> Pearson's correlation (B,), over columns."""
     columns = F.avg_pool1d(lights, PATCH, ceil_mode=True, count_include_pad=False)
-    return correlation(columns.diff(dim=-1).clamp_min(0).sum(1), to_columns(onsets)[:, 1:])
+    rise = columns.diff(dim=-1).clamp_min(0).sum(1)
+    return correlation(smooth(rise), smooth(to_columns(onsets))[:, 1:])
 
 
 def onset_figures(name: str, lights: Tensor, onsets: Tensor) -> dict[str, Figure | float]:
@@ -54,11 +55,16 @@ def onset_figures(name: str, lights: Tensor, onsets: Tensor) -> dict[str, Figure
     }
 
 
-def locality(generator: Generator, config: ModelConfig, cqt: Tensor) -> Tensor:
-    """Of the change in mean brightness when the last tenth becomes another segment's, the share in that tenth and one column: (B,)."""
+def locality(generator: Generator, config: ModelConfig, cqt: Tensor) -> dict[str, Tensor]:
+    """Of the change in mean brightness when the last tenth becomes another segment's, the share in that tenth and one column: (B,).
+
+    ``locality``: of the sum of absolute changes; ``locality_energy``: of their squares.
+    """
     frames, altered = cqt.shape[-1], cqt.clone()
     begin = round((1 - LAST) * frames)
     altered[..., begin:] = cqt.roll(1, 0)[..., begin:]
     before, after = (expected(generator(each), config.head) for each in (cqt, altered))
-    change = (after - before).abs().sum(1)
-    return change[:, max(0, begin // PATCH - 1) :].sum(1) / change.sum(1).clamp_min(1e-9)
+    change = (after - before).abs()
+    first = max(0, begin // PATCH - 1)
+    shares = {"locality": change.sum(1), "locality_energy": change.square().sum(1)}
+    return {name: each[:, first:].sum(1) / each.sum(1).clamp_min(1e-12) for name, each in shares.items()}

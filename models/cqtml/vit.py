@@ -92,6 +92,10 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.head = nn.Linear(shape.width, outputs)
         nn.init.normal_(self.cls_token, std=1e-6)
+        for layer in self.modules():  # as in timm: small, so that a column begins by speaking of itself
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, picture: Tensor) -> Tensor:
         patches = self.patch_embed(picture)

@@ -13,11 +13,12 @@ from pipeline.rng import KeyedRandom
 
 
 def varied(cqt: Tensor, amounts: Augment, random: KeyedRandom, position: Tensor) -> Tensor:
-    """(B, 2, 84, T) -> the same shape: louder or softer, transposed, and begun somewhere else (in a circle); keyed by position."""
-    draws = random.uniform("cqtml/augment", position, (3,)).tolist()
+    """(B, 2, 84, T) -> the same shape: louder or softer, transposed, and its pieces in another order; keyed by position."""
+    draws = random.uniform("cqtml/augment", position, (2,)).tolist()
+    cuts = random.uniform("cqtml/augment/cuts", position, (2, amounts.pieces))
     rows = []
-    for each, (loudness, pitch, time) in zip(cqt, draws, strict=True):
-        moved = each.roll(int(time * each.shape[-1]), -1) if amounts.rotate else each
+    for each, (loudness, pitch), (places, order) in zip(cqt, draws, cuts, strict=True):
+        moved = _reordered(each, places[1:], order)
         steps = round((2 * pitch - 1) * amounts.semitones)
         if steps:
             moved = _transposed(moved, steps)
@@ -25,6 +26,13 @@ def varied(cqt: Tensor, amounts: Augment, random: KeyedRandom, position: Tensor)
         gain[0] = (2 * loudness - 1) * amounts.gain
         rows.append(moved + gain)
     return torch.stack(rows)
+
+
+def _reordered(cqt: Tensor, places: Tensor, order: Tensor) -> Tensor:
+    """(2, 84, T) cut at ``places`` in (0, 1), and its pieces put together again as ``order`` (one number a piece) sorts them."""
+    frames = sorted(int(place * cqt.shape[-1]) for place in places.tolist())
+    pieces = torch.tensor_split(cqt, frames, -1)
+    return torch.cat([pieces[number] for number in order.argsort().tolist()], -1)
 
 
 def _transposed(cqt: Tensor, steps: int) -> Tensor:

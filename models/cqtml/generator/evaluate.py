@@ -3,7 +3,8 @@
 ``..._onset_correlation``: do the lights rise where onsets are, heard in the waveform by mel bands and not in the CQT that the network sees;
 ``..._shuffled``: with another segment's onsets; ``..._gain``: the difference. Beside the ``model`` stands the plain baseline
 ``onset_to_light``, the very curves that it was taught. ``diversity_at_T``: deviation of brightness over 8 outputs drawn at temperature T.
-``locality``: of the change when the last tenth of what is heard becomes another's, the share that lies in that tenth and one column.
+``locality``: of the change when the last tenth of what is heard becomes another's, the share that lies in that tenth and one column, as
+absolute changes; ``locality_energy``: as squares.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _measured(module: TrainModule, batch: Batch) -> dict[str, Tensor]:
         "onset_to_light_lights": target,
         "onsets": heard(batch),
         "brightness_error": (expected(logits, config.head) - to_columns(target)).abs().mean((1, 2)),
-        "locality": locality(module.generator, config, cqt),
+        **locality(module.generator, config, cqt),
     }
     shape = (DRAWS, LIGHTS, config.head.outputs, logits.shape[-1])
     uniform = KeyedRandom(0).uniform("cqtml/evaluate", batch["position"], shape, logits.device)

@@ -76,5 +76,5 @@ def _measured(module: TrainModule, batch: Batch) -> dict[str, Tensor]:
         "kl": divergence(now, start, grpo.temperature).mean((1, 2)),
         "diversity": diversity(drawn[0]),
         "start_diversity": diversity(drawn[1]),
-        "locality": locality(module.generator, config, cqt),
+        **locality(module.generator, config, cqt),
     }

@@ -1,0 +1,52 @@
+"""A tiny dataset for CQTML's tests: a third of a second of clicks and hum, with the CQT that the project itself computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from models.cqtml import api
+from models.cqtml.data import typical_data
+from pipeline.manifest import MANIFEST, Manifest, read_manifest, sealed, unsealed
+from tests.models.helpers import load
+from tests.pipeline.shard_factory import write_dataset
+
+SEGMENT = 8128  # 128 frames, 8 columns
+COLUMNS = 8
+BODY = {"width": 16, "depth": 1, "heads": 2, "columns": COLUMNS}
+
+
+def song(number: int) -> np.ndarray:
+    """(n,) float32: clicks at random places over a quiet hum."""
+    random = np.random.default_rng(number)
+    time = np.arange(SEGMENT) / 22050
+    wave = 0.05 * np.sin(2 * np.pi * random.uniform(100, 400) * time)
+    for start in random.integers(0, SEGMENT - 800, 2):
+        wave[start : start + 800] += 0.5 * np.exp(-np.arange(800) / 150) * random.normal(size=800)
+    return wave.clip(-0.99, 0.99).astype(np.float32)
+
+
+def segment(number: int) -> dict[str, object]:
+    wave = song(number)
+    audio = (32767 * wave).astype(np.int16)
+    return {"cqt": api.listen(wave).numpy(), "audio": audio, "meta": {"track": f"song{number}"}}
+
+
+def facts() -> dict[str, object]:
+    """``info`` of the tiny dataset."""
+    return typical_data(load("cqtml_demo")) | {"segment": SEGMENT, "frames": 1 + SEGMENT // 64}
+
+
+def write_songs(folder: Path, shards: dict[str, list[int]]) -> Manifest:
+    """``folder``/fma_cqt_demo with shards of so many segments by split."""
+    data = folder / "fma_cqt_demo"
+    first = 0
+    for split, counts in shards.items():
+        write_dataset(data, counts, split, lambda i, first=first: segment(first + i))
+        first += sum(counts)
+    tree = unsealed((data / MANIFEST).read_bytes())
+    tree["info"] = facts() | {"samples": {split: sum(counts) for split, counts in shards.items()}}
+    tree["recipe"] = "fma_cqt_demo"
+    (data / MANIFEST).write_bytes(sealed(tree))
+    return read_manifest(data)
