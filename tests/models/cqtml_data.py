@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 
 from models.cqtml import api
 from models.cqtml.data import typical_data
-from pipeline.manifest import MANIFEST, Manifest, read_manifest, sealed, unsealed
+from pipeline.manifest import FORMAT, MANIFEST, Manifest, read_manifest, sealed
 from tests.models.helpers import load
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_shard
 
 SEGMENT = 8128  # 128 frames, 8 columns
 COLUMNS = 8
@@ -39,14 +40,14 @@ def facts() -> dict[str, object]:
 
 
 def write_songs(folder: Path, shards: dict[str, list[int]]) -> Manifest:
-    """``folder``/fma_cqt_demo with shards of so many segments by split."""
-    data = folder / "fma_cqt_demo"
-    first = 0
+    """``folder``/fma_cqt_demo with shards of so many segments by split; every segment has a key of its own."""
+    data, numbers, lines = folder / "fma_cqt_demo", count(), []
+    data.mkdir(parents=True)
     for split, counts in shards.items():
-        write_dataset(data, counts, split, lambda i, first=first: segment(first + i))
-        first += sum(counts)
-    tree = unsealed((data / MANIFEST).read_bytes())
-    tree["info"] = facts() | {"samples": {split: sum(counts) for split, counts in shards.items()}}
-    tree["recipe"] = "fma_cqt_demo"
-    (data / MANIFEST).write_bytes(sealed(tree))
+        for shard, size in enumerate(counts):
+            songs = [(f"song{number:06d}", segment(number)) for number in islice(numbers, size)]
+            lines.append(write_shard(data, f"{split}-{shard:06d}", split, songs))
+    info = facts() | {"samples": {split: sum(counts) for split, counts in shards.items()}}
+    head = {"format": FORMAT, "dataset": "fma", "recipe": "fma_cqt_demo", "codec": None, "info": info}
+    (data / MANIFEST).write_bytes(sealed(head | {"shards": lines}))
     return read_manifest(data)

@@ -23,7 +23,7 @@ from models.cqtml.data import music, typical_data
 from models.cqtml.generator.augment import varied
 from models.cqtml.grpo import clipped_objective, diversity, group_advantage
 from models.cqtml.judge import SCRIPTED, correlation
-from models.cqtml.measuring import locality
+from models.cqtml.measuring import follows, locality, onset_figures
 from models.cqtml.music import band_onsets, falling, note_onsets, pulse, taught
 from models.cqtml.network import Generator
 from models.cqtml.taste import Taste, calibration_error, preference_loss
@@ -257,7 +257,7 @@ def test_advantages_and_the_clipped_ratio():
     now = torch.full_like(drawn, 0.5).requires_grad_()  # ratio 1.65, beyond 1.2
     objective, clipped = clipped_objective(now, drawn, torch.tensor([[1.0, -1.0]]), 0.2)
     objective.backward()
-    assert float(objective) == pytest.approx((1.2 - 1.6487) / 2, abs=1e-3) and float(clipped) == 1.0
+    assert float(objective.detach()) == pytest.approx((1.2 - 1.6487) / 2, abs=1e-3) and float(clipped) == 1.0
     assert (now.grad[:, 0] == 0).all() and (now.grad[:, 1] < 0).all()
 
 
@@ -356,6 +356,14 @@ def test_locality_tells_a_local_network_from_a_scattering_one():
     scattering = copy.deepcopy(network)
     scattering.forward = lambda cqt: network(cqt).mean(-1, keepdim=True).expand(-1, -1, -1, 8)
     assert locality(scattering, config, cqt)["locality"].max() < 0.5
+
+
+def test_lights_that_follow_onsets_are_told_from_those_of_another_song():
+    onsets = band_onsets(heard(4, 862)[:, 0]).mean(1)
+    lights = falling(onsets, 0.15)[:, None].expand(-1, 4, -1)
+    assert follows(lights, onsets).min() > 0.6 and follows(lights, onsets.roll(1, 0)).mean() < 0.3
+    gain = onset_figures("model", lights, onsets)["model_onset_correlation_gain"]
+    assert gain["low"] > 0.2 and gain["count"] == 4
 
 
 class Module:
