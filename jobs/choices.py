@@ -38,18 +38,10 @@ SHARE = {"a": 1.0, "b": 0.0, "tie": 0.5}  # of a vote that is the first side's; 
 Votes = Mapping[str, Sequence[float]]
 
 
-def pairs_folder(run: RunFolder) -> Path:
-    return run.path / "pairs"
-
-
-def choices_folder(run: RunFolder) -> Path:
-    return run.path / "choices"
-
-
 def chosen(run: RunFolder) -> dict[str, dict[str, str]]:
     """By pair, what each rater chose last. UserError for a line that is no choice."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in sorted(choices_folder(run).glob("*.jsonl")):
+    for path in sorted(run.choices.glob("*.jsonl")):
         for line in read_lines(path)[0]:
             if not isinstance(line, dict) or line.get("choice") not in (*SHARE, "skip") or "pair" not in line:
                 raise UserError(f"{path} holds a line that is no choice: {json.dumps(line)}; remove it.")
@@ -59,7 +51,7 @@ def chosen(run: RunFolder) -> dict[str, dict[str, str]]:
 
 def sealed(run: RunFolder) -> Manifest:
     """The comparisons of ``run`` as of now, sealed where they are not yet; UserError where there is nothing to seal."""
-    pairs = pairs_folder(run)
+    pairs = run.pairs
     if not (pairs / MANIFEST).is_file():
         raise UserError(
             f"{run.name} has no pairs to compare; make them: python jobs/generate.py {run.name} --pairs 1000"
@@ -74,7 +66,7 @@ def sealed(run: RunFolder) -> Manifest:
             f"nobody has compared the pairs of {run.name}; rate them: python monitoring/compare.py {run.name}"
         )
     stage = ComparisonStage(RECIPE, 1, run.name, json.dumps(votes, sort_keys=True), read_manifest(pairs))
-    folder = run.path / RECIPE / stage.digest[:8]
+    folder = run.comparisons / stage.digest[:8]
     if not (folder / MANIFEST).is_file():
         plan, _ = prepare(stage, pairs, folder, workers=0, max_failures=0.0)
         finish(stage, plan, folder)
@@ -83,7 +75,7 @@ def sealed(run: RunFolder) -> Manifest:
 
 def newest(run: RunFolder) -> Manifest:
     """The comparisons that were sealed last, for who must not write; UserError where there are none."""
-    found = sorted((run.path / RECIPE).glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(run.comparisons.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(f"no comparisons of {run.name} are sealed yet; a launch does it, when its pairs are rated.")
     return read_manifest(found[-1].parent)

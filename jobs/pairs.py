@@ -19,7 +19,7 @@ from data_prep.finish import finish
 from data_prep.plan import read_plan
 from data_prep.shard_stage import ShardStage
 from data_prep.stage import Input, Samples
-from jobs.choices import choices_folder, pairs_folder
+from jobs.choices import chosen
 from models.cqtml.config import PairsConfig
 from pipeline.errors import UserError
 from pipeline.files import append_line, hash_file
@@ -46,7 +46,7 @@ def make_pairs(run: RunFolder, section: PairsConfig, workers: int, data_root: st
     Raises UserError where the run is untrained, its data is not here, or pairs that somebody rated would be drawn anew.
     """
     stage, source = pairs_stage(run, section, data_root)
-    folder = pairs_folder(run)
+    folder = run.pairs
     _spare_what_was_rated(run, stage, folder)
     plan, _ = prepare(stage, source, folder, workers, max_failures=0.0)
     finish(stage, plan, folder)
@@ -58,10 +58,9 @@ def make_pairs(run: RunFolder, section: PairsConfig, workers: int, data_root: st
 
 def judge(run: RunFolder, manifest: Manifest) -> None:
     """Let the scripted judge choose in every pair it has not chosen in yet."""
-    from jobs.choices import chosen
     from models.cqtml.pairs import verdict
 
-    choices_folder(run).mkdir(exist_ok=True)
+    run.choices.mkdir(exist_ok=True)
     done = {pair for pair, raters in chosen(run).items() if JUDGE in raters}
     for split in ("train", "valid", "test"):
         reader = SplitReader(manifest, split)
@@ -70,7 +69,7 @@ def judge(run: RunFolder, manifest: Manifest) -> None:
             if sample["__key__"] not in done:
                 line = {"pair": sample["__key__"], "choice": verdict(sample), "rater": JUDGE}
                 clock = {"time": round(began, 3), "seconds": round(time.time() - began, 3)}
-                append_line(choices_folder(run) / f"{JUDGE}.jsonl", line | clock, durable=False)
+                append_line(run.choices / f"{JUDGE}.jsonl", line | clock, durable=False)
         reader.close()
 
 
@@ -173,11 +172,11 @@ def _shares(manifest: Manifest, count: int) -> dict[str, int]:
 
 def _spare_what_was_rated(run: RunFolder, stage: PairsStage, folder: Path) -> None:
     plan = read_plan(folder)
-    people = [path.stem for path in sorted(choices_folder(run).glob("*.jsonl")) if path.stem != JUDGE]
+    people = [path.stem for path in sorted(run.choices.glob("*.jsonl")) if path.stem != JUDGE]
     if plan is not None and people and plan.settings != _as_planned(stage.settings()):
         raise UserError(
             f"{folder} was drawn with other weights or settings, and {', '.join(people)} rated it; "
-            f"move {folder.name}/ and {choices_folder(run).name}/ aside first."
+            f"move {folder.name}/ and {run.choices.name}/ aside first."
         )
 
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import snapshot
-from jobs.choices import choices_folder, pairs_folder
 from jobs.configs import ROOT, PairsLink
 from jobs.planning import Chain, Where, say
-from jobs.prepare_job import comes_back_at_the_limit
 from jobs.start import Link, handle
 from models.cqtml.config import PairsConfig
 from pipeline.errors import RunFailed, UserError
@@ -36,9 +34,11 @@ class PairsJob:
     workers: int
 
     def __call__(self) -> str:
+        from jobs.prepare_job import comes_back_at_the_limit  # late, as all that brings NumPy: a launch reads this
+
         run = RunFolder(self.path)
         try:
-            with comes_back_at_the_limit(pairs_folder(run)):
+            with comes_back_at_the_limit(run.pairs):
                 make_here(run, PairsConfig.model_validate_json(self.section), self.workers, self.data_root)
         except (UserError, RunFailed, OSError) as error:
             print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -61,7 +61,7 @@ def launch_pairs(link: PairsLink, args: argparse.Namespace, where: Where, chain:
     section = link.pairs.model_copy(update={"of": run.name})
     if args.dry_run:
         place = "here" if where.cluster.scheduler == "local" else f"by a job after {wait_for or 'nobody'}"
-        print(f"# would draw {section.count} pairs {place}, in {pairs_folder(run)}")
+        print(f"# would draw {section.count} pairs {place}, in {run.pairs}")
         return Link(run, 0, wait_for)
     if where.cluster.scheduler == "local":
         make_here(run, section, os.cpu_count() or 1, where.data)
@@ -71,14 +71,14 @@ def launch_pairs(link: PairsLink, args: argparse.Namespace, where: Where, chain:
 
 def raters(run: RunFolder) -> list[str]:
     """Who has chosen in the run's pairs."""
-    return [path.stem for path in sorted(choices_folder(run).glob("*.jsonl"))]
+    return [path.stem for path in sorted(run.choices.glob("*.jsonl"))]
 
 
 def are_drawn(run: RunFolder, section: PairsConfig) -> bool:
     """Whether ``section``'s pairs are there, by the newest weights, and the scripted judge has chosen in all where it is to."""
     from jobs.pairs import JUDGE, newest_weights
 
-    folder = pairs_folder(run)
+    folder = run.pairs
     if not (folder / MANIFEST).is_file():
         return False
     manifest = read_manifest(folder)
@@ -86,7 +86,7 @@ def are_drawn(run: RunFolder, section: PairsConfig) -> bool:
     wanted["temperatures"] = list(section.temperatures)
     if any(manifest.info[name] != value for name, value in wanted.items()):
         return False
-    lines, _ = read_lines(choices_folder(run) / f"{JUDGE}.jsonl")
+    lines, _ = read_lines(run.choices / f"{JUDGE}.jsonl")
     judged = {line["pair"] for line in lines if line["pair"].endswith(wanted["weights"][:8])}
     return section.raters == PEOPLE or len(judged) >= sum(shard.samples for shard in manifest.shards)
 

@@ -5,6 +5,7 @@
       code/            what is running          lease.json      which process the newest attempt is
       checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
+      pairs/ choices/ comparisons/               of CQTML alone: what people compare, what they chose, and what a reward learns from it
       launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
 
 The newest attempt, and no other, may write: it is the one whose journal has the highest number, and a file can be created only once.
@@ -50,6 +51,9 @@ class RunFolder:
     figures = property(lambda self: self.path / "figures")
     logs = property(lambda self: self.path / "logs")
     evaluation_file = property(lambda self: self.path / "evaluation.json")
+    pairs = property(lambda self: self.path / "pairs")
+    choices = property(lambda self: self.path / "choices")
+    comparisons = property(lambda self: self.path / "comparisons")
 
     @property
     def name(self) -> str:

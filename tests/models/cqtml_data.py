@@ -6,16 +6,25 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from models.cqtml import api
-from models.cqtml.data import typical_data
+from models.cqtml.data import music, typical_data
 from pipeline.manifest import FORMAT, MANIFEST, Manifest, read_manifest, sealed
 from tests.models.helpers import load
 from tests.pipeline.shard_factory import write_shard
 
+DATA = {"mean": [-2.6] * 84, "std": [1.6] * 84}
 SEGMENT = 8128  # 128 frames, 8 columns
 COLUMNS = 8
 BODY = {"width": 16, "depth": 1, "heads": 2, "columns": COLUMNS}
+
+
+def heard(batch: int = 2, frames: int = 128, seed: int = 0) -> Tensor:
+    """CQTs (B, 2, 84, T) in which bands swell up."""
+    return music(typical_data(load("cqtml_demo")) | {"frames": frames, "segment": 64 * (frames - 1)}, batch, seed)[
+        "cqt"
+    ]
 
 
 def song(number: int) -> np.ndarray:
