@@ -20,7 +20,6 @@ and a batch never holds samples of two shards. A GPU rounds differently from a C
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import math
 import os
@@ -31,16 +30,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
 from data_prep.plan import PLAN_NAME, read_plan
-from data_prep.stage import BadInput, Fields, Input, InputFile, Samples, Stage
+from data_prep.shard_stage import ShardStage
+from data_prep.stage import BadInput, Fields, Input, Samples
 from models.codecs import ANALYTIC, MEL_CODECS, check_rate
 from models.codecs.weights import Weights, checked_weights
 from pipeline.errors import UserError
 from pipeline.manifest import read_manifest
 from pipeline.samples import Signature, SplitReader
-from pipeline.shards import INDEX_DTYPE, DamagedSample, decode, members
+from pipeline.shards import DamagedSample
 
 if TYPE_CHECKING:
     from models.codecs.base import Codec
@@ -62,7 +61,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class LatentStage(Stage):
+class LatentStage(ShardStage):
     """One input is one shard of the source."""
 
     codec_name: str
@@ -77,7 +76,12 @@ class LatentStage(Stage):
     @property
     def code(self) -> tuple[str, ...]:
         features = ("models.features:log_mel", "models.features:AUDIOLDM2") if self.codec_name in MEL_CODECS else ()
-        own = ("data_prep.latents:LatentStage", "data_prep.shards:ShardWriter", "models.codecs.base")
+        own = (
+            "data_prep.latents:LatentStage",
+            "data_prep.shard_stage",
+            "data_prep.shards:ShardWriter",
+            "models.codecs.base",
+        )
         return (*own, f"models.codecs.{self.codec_name}", *features)
 
     @property
@@ -91,15 +95,6 @@ class LatentStage(Stage):
     def settings(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "codec": self.codec_name, "mels": self.mels, "sample_rate": self.of.sample_rate}
 
-    def shard_number(self, item: Input, shards: int) -> int:
-        return int(item.name.rpartition("-")[2])
-
-    def scan(self, source: Path) -> list[Input]:
-        return [
-            Input(s.name, s.split, s.name, (InputFile(f"{s.name}.index.npy"), InputFile(f"{s.name}.tar")))
-            for s in read_manifest(source).shards
-        ]
-
     def licence(self, source: Path) -> str:
         plan = read_plan(source)
         if plan is None:
@@ -111,10 +106,7 @@ class LatentStage(Stage):
         )
 
     def load(self, item: Input, read: Callable[[str], bytes]) -> Samples:
-        index = np.load(io.BytesIO(read(f"{item.name}.index.npy")), allow_pickle=False)
-        if index.dtype != INDEX_DTYPE:
-            raise BadInput(f"{item.name}.index.npy is no index of a shard")
-        samples = list(_samples(index, memoryview(read(f"{item.name}.tar"))))
+        samples = list(self.samples_of(item, read))
         for name in self.encoded(_signature(samples[0][1])) if samples else ():
             latents = self._encode([np.asarray(fields[name]) for _, fields in samples])
             for (key, fields), latent in zip(samples, latents, strict=True):
@@ -234,16 +226,6 @@ def _check_mel(recipe: str, codec: str, mel: Mapping[str, Any]) -> None:
         wanted = getattr(AUDIOLDM2, name)
         if mel[name] != wanted:
             raise UserError(f"codec {codec} needs mels with {name} {wanted}, those of {recipe} have {mel[name]}.")
-
-
-def _samples(index: np.ndarray, tar: memoryview) -> Iterator[tuple[str, Fields]]:
-    """Every sample of a shard, checked. Raises BadInput."""
-    for row, (offset, size, checksum) in enumerate(index.tolist()):
-        raw = tar[offset : offset + size]
-        if xxhash.xxh3_64_intdigest(raw) != checksum:
-            raise BadInput(f"its sample {row} is not what was written; verify the source with prepare.py --verify")
-        fields = decode(members(raw.tobytes()))
-        yield fields.pop("__key__"), fields
 
 
 def _sums(latents: Sequence[np.ndarray], behind: int) -> dict[str, Any]:

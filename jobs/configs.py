@@ -10,7 +10,8 @@ from typing import Any
 
 from data_prep.prepare import DATASETS
 from models import registry
-from pipeline.config import RunConfig, apply_overrides, merged, parse_config, read_yaml
+from models.cqtml.config import PairsConfig
+from pipeline.config import RunConfig, Section, apply_overrides, merged, parse_config, parse_section, read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.manifest import Manifest, read_manifest
 
@@ -24,11 +25,30 @@ def config_names() -> list[str]:
 
 def load_named(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of ``configs/<name>.yaml`` with ``--set`` applied; UserError for an unknown name, key or type."""
+    config = load_link(name, overrides)
+    if isinstance(config, PairsLink):
+        raise UserError(f"{name} trains nothing, it makes pairs to compare: python jobs/launch.py {name}")
+    return config
+
+
+def load_link(name: str, overrides: Sequence[str] = ()) -> RunConfig | PairsLink:
+    """As ``load_named``, or what makes the data of the next link of a chain."""
     path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         names = config_names()
         raise UserError(f"no config '{name}' in configs/.{nearest(name, names)} There are: {', '.join(names)}.")
-    return parse_tree(apply_overrides(_with_base(path), overrides), f"configs/{name}.yaml")
+    tree = apply_overrides(_with_base(path), overrides)
+    return (
+        parse_tree(tree, f"configs/{name}.yaml")
+        if "pairs" not in tree
+        else parse_section(tree, PairsLink, f"configs/{name}.yaml")
+    )
+
+
+class PairsLink(Section):
+    """A file of ``configs/`` that describes no training, but the pairs that a reward is trained on."""
+
+    pairs: PairsConfig
 
 
 def _with_base(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -88,7 +108,11 @@ def prepare_command(config: RunConfig) -> str:
 
 def find_data(config: RunConfig, root: Path) -> Manifest:
     """The manifest of the shards a config reads; UserError names the prepare command, or what lies there instead."""
-    folder = root / config.data.folder_name
+    return check_data(config, root / config.data.folder_name, root)
+
+
+def check_data(config: RunConfig, folder: Path, root: Path) -> Manifest:
+    """The manifest in ``folder``, which lies below the data ``root``; UserError where it is not what the config reads."""
     if not (folder / "manifest.json").is_file():
         raise UserError(f"no prepared data in {folder}; make it with: {prepare_command(config)} --out {root}")
     manifest = read_manifest(folder)

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from jobs.configs import add_place_arguments, load_frozen, output_folder
 from pipeline.errors import UserError, run_command
-from pipeline.runs import find_run, runs_root
+from pipeline.runs import RunFolder, find_run, runs_root
 
 
 def main() -> int:
@@ -40,6 +41,9 @@ def main() -> int:
     system.add_arguments(full)
     args = full.parse_args()
 
+    if getattr(args, "pairs", None):
+        return draw_pairs(run, args)
+
     from jobs.trained import load_trained
 
     trained = load_trained(run, args.data, args.device)
@@ -47,6 +51,18 @@ def main() -> int:
     out = output_folder(args.out, run.samples / "generated" / f"{max(earlier, default=0) + 1:03d}")
     for path in system.generate(trained.module, args, trained.data_folder, out):
         print(path)
+    return 0
+
+
+def draw_pairs(run: RunFolder, args: argparse.Namespace) -> int:
+    """``--pairs N``: the one thing that a run of CQTML writes into its own folder."""
+    from jobs.pairs_link import make_here
+    from models.cqtml.config import PairsConfig
+
+    make_here(
+        run, PairsConfig(of=run.name, count=args.pairs, seed=args.seed, raters="people"), os.cpu_count() or 1, args.data
+    )
+    print(run.path / "pairs")
     return 0
 
 

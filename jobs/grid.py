@@ -26,7 +26,7 @@ def choices(grid: list[str]) -> list[list[str]]:
 def launch_grid(args: argparse.Namespace, where: Where) -> int:
     """Plan every run of the grid, start those that are neither complete nor under way; prints every run folder."""
     plans = [
-        plan_named(args.name, [*args.overrides, *choice], where, previous=None, new=False, dry=args.dry_run)
+        plan_named(args.name, [*args.overrides, *choice], where, new=False, dry=args.dry_run)
         for choice in choices(args.grid)
     ]
     same = len(plans) - len({plan.run.path for plan in plans})

@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from jobs.chain import launch_chain
 from jobs.clusters import choose_cluster, load_cluster
-from jobs.configs import data_root, find_data, load_named
-from jobs.planning import Plan, Where, plan_named, plan_resume, say
-from jobs.start import Link, launch
+from jobs.configs import data_root, load_named
+from jobs.planning import Where, say
 from pipeline.errors import UserError, run_command
 
 
@@ -55,6 +55,13 @@ def _add_what(add: Callable[..., Any]) -> None:
         default=[],
         metavar="NAME",
         help="queue NAME after this one succeeds (may be repeated)",
+    )
+    add(
+        "--use",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="where a config names another NAME, take this run of it (default: the chain's, else the newest)",
     )
     add(
         "--grid", action="append", default=[], metavar="KEY=A,B,...",
@@ -127,14 +134,7 @@ def main(words: list[str] | None = None) -> int:
         from jobs.grid import launch_grid
 
         return launch_grid(args, where)
-    check_chain(args, where)
-    link = None
-    for name in (args.name, *args.then):
-        plan = plan_link(args, name, where, link)
-        link = launch(plan, args, wait_for=link.job if link else None)
-        if link.code:
-            break
-    assert link is not None
+    link = launch_chain(args, where)
     print(link.run.path)
     return link.code
 
@@ -153,23 +153,6 @@ def look(args: argparse.Namespace) -> int:
 
         describe.show(config, prepared)
     return 0
-
-
-def check_chain(args: argparse.Namespace, where: Where) -> None:
-    """UserError for a link whose config or data is wrong, before the first one is queued or has trained for days."""
-    for name in args.then:
-        config = load_named(name)
-        if not args.dry_run:
-            find_data(config, data_root(where.data or where.cluster.data))
-
-
-def plan_link(args: argparse.Namespace, name: str | None, where: Where, before: Link | None) -> Plan:
-    """``--set`` speaks of the first run of a chain; the others are what their configs say."""
-    if name is None:
-        return plan_resume(args.resume, args.overrides, where)
-    overrides = args.overrides if before is None else []
-    previous = before.run if before else None
-    return plan_named(name, overrides, where, previous=previous, new=args.new, dry=args.dry_run)
 
 
 if __name__ == "__main__":

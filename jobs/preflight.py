@@ -38,7 +38,7 @@ def problems(plan: Plan, *, thorough: bool) -> list[str]:
     if found or not thorough:
         return found
     if plan.manifest:
-        found += data_problems(plan.manifest, plan.config)
+        found += data_problems(plan.manifest, plan.config) + plan.config.model.data_problems(plan.manifest.info)
     found += weights_problems(plan.config, plan.where.cluster)
     new = not plan.run.history_file.exists()
     queued = plan.where.cluster.scheduler == "slurm"

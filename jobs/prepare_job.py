@@ -45,7 +45,7 @@ class PrepareJob:
 
     def __call__(self) -> str:
         try:
-            with _comes_back_at_the_limit(self.folder):
+            with comes_back_at_the_limit(self.folder):
                 return self._work()
         except (RunFailed, UserError, OSError) as error:
             job = os.environ.get("SLURM_JOB_ID", "")
@@ -93,7 +93,7 @@ class _Limit(BaseException):
 
 
 @contextmanager
-def _comes_back_at_the_limit(folder: Path) -> Iterator[None]:
+def comes_back_at_the_limit(folder: Path) -> Iterator[None]:
     """At the warning (SIGUSR2) this job goes back into the queue, unless it got nowhere; at SIGTERM it ends at once."""
 
     def warned(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -30,10 +29,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from data_prep.plan import code_version
 from data_prep.stage import Stage
 from jobs import snapshot
-from jobs.clusters import Cluster, load_cluster, minutes
-from jobs.configs import ROOT, load_named
-from jobs.prepare_job import FAILURES, LaunchJob, PrepareJob, Role
-from jobs.slurm import setup_lines
+from jobs.clusters import Cluster, load_cluster
+from jobs.configs import ROOT, load_link
+from jobs.prepare_job import FAILURES, PrepareJob, Role
+from jobs.side_jobs import SideJob, parameters, queue_launch
 from jobs.slurm_errors import explain
 from jobs.slurm_state import squeue
 from monitoring.slurm_jobs import LIVING
@@ -115,18 +114,11 @@ def send(request: Request) -> tuple[str, list[str]]:
 def launch_after(request: Request, job: str, names: list[str]) -> str:
     """Queue a small job that launches the chain ``names`` once ``job`` has succeeded; its id."""
     for name in names:
-        load_named(name)  # a mistake is told now, not in a log tomorrow
+        load_link(name)  # a mistake is told now, not in a log tomorrow
     words = [names[0], *(word for name in names[1:] for word in ("--then", name)), "--cluster", request.cluster]
     runs = runs_root(None, load_cluster(request.cluster).runs)
     words += ["--data", str(request.folder.parent), "--runs", str(runs)]
-    executor = submitit.SlurmExecutor(folder=request.records / "logs", python=shlex.quote(sys.executable))
-    cluster = load_cluster(request.cluster)
-    executor.update_parameters(**_parameters(request, cluster, 1, f"afterok:{job}"))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return executor.submit(LaunchJob(request.records / "code", tuple(words))).job_id
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(_refusal(str(error), request, cluster, 1)) from None
+    return queue_launch(words, _side_job(request, 1, f"afterok:{job}"))
 
 
 def living_attempt(folder: Path) -> tuple[Attempt, States] | None:
@@ -190,7 +182,7 @@ def _queue(request: Request, cluster: Cluster, attempt: str, role: Role, tasks: 
         request.stage, request.source, request.folder, request.records, workers, request.max_failures, attempt, role
     )
     executor = submitit.SlurmExecutor(folder=request.records / "logs", python=shlex.quote(sys.executable))
-    executor.update_parameters(**_parameters(request, cluster, workers, after))
+    executor.update_parameters(**parameters(_side_job(request, workers, after), cluster))
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats sbatch's words
             queued = [executor.submit(job) for _ in range(tasks)]
@@ -199,35 +191,11 @@ def _queue(request: Request, cluster: Cluster, attempt: str, role: Role, tasks: 
     return str(queued[0].job_id).partition("_")[0]
 
 
-def _parameters(request: Request, cluster: Cluster, workers: int, after: str | None) -> dict[str, Any]:
-    """submitit's parameters: one task of ``workers`` CPUs; a GPU only for a codec that has weights, which is slow without."""
+def _side_job(request: Request, workers: int, after: str | None) -> SideJob:
+    """One task of ``workers`` CPUs; a GPU only for a codec that has weights, which is slow without."""
     on_gpu = request.stage.codec_hash is not None
-    cpu_partition = None if on_gpu else cluster.cpu_partition
-    optional = {
-        "gres": f"gpu:{cluster.gpu_type}:1" if cluster.gpu_type and on_gpu else "gpu:1" if on_gpu else None,
-        "partition": cpu_partition or cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": None if cpu_partition else cluster.constraint,
-        "mem_per_cpu": cluster.mem_per_cpu,
-    }
-    additional: dict[str, Any] = {"requeue": True}
-    if after:
-        additional |= {"dependency": after, "kill-on-invalid-dep": "yes"}
-    return {
-        "job_name": _job_name(request.folder),
-        "comment": f"slurmphony {request.folder}",
-        "time": minutes(request.time or cluster.time),
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": workers,
-        "signal_delay_s": cluster.signal_seconds,
-        "setup": setup_lines(shlex.quote(str(request.records / "code")), cluster),
-        "srun_args": [f"--cpus-per-task={workers}"],
-        "wckey": None,
-        "additional_parameters": additional,
-        **{key: value for key, value in optional.items() if value},
-    }
+    name, about = _job_name(request.folder), str(request.folder)
+    return SideJob(name, about, request.records, request.cluster, request.time, workers, on_gpu, after)
 
 
 def _refusal(stderr: str, request: Request, cluster: Cluster, workers: int) -> str:

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """Base of every config section: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelSection(Section):
@@ -46,6 +49,10 @@ class ModelSection(Section):
     def part_folder(self) -> str:
         """Where train module, generation and evaluation lie below ``models/``: ``dismix``; ``cqtml/reward`` of several kinds."""
         return self.system
+
+    def data_problems(self, info: dict[str, Any]) -> list[str]:
+        """What of the data, by its manifest's ``info``, keeps this model from being trained on it: one sentence each."""
+        return []
 
 
 class Schedule(Section):
@@ -117,10 +124,12 @@ class DataSection(Section):
     """``batch_size`` is global: the sum over all ranks and accumulation steps.
 
     ``partner``: with every sample comes another of the same split, drawn independently; its fields are called ``other_...``.
+    ``of``: a run that these data were made by, and lie in the folder of; a config's name is its run in a chain, else its newest.
     """
 
     recipe: str
     codec: str | None = None
+    of: str | None = None
     batch_size: int = Field(gt=0)
     partner: bool = False
     workers: int = Field(0, ge=0)
@@ -323,11 +332,15 @@ def parse_config(tree: dict[str, Any], model_class: type[ModelSection], where: s
 
     Raises UserError with one sentence a problem: unknown keys with the nearest valid one, wrong types with what was expected.
     """
-    full = _with_model(model_class)
+    return parse_section(tree, _with_model(model_class), where)
+
+
+def parse_section(tree: dict[str, Any], kind: type[S], where: str) -> S:
+    """Validate a tree against any section; raises UserError as ``parse_config`` does."""
     try:
-        return full.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_sentence(e, full, where) for e in error.errors())) from None
+        raise UserError("\n".join(_sentence(e, kind, where) for e in error.errors())) from None
 
 
 @functools.cache

@@ -6,8 +6,8 @@
       checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
       ranks/           what each rank tells     profile/        torch profiler traces, where asked for
+      pairs/ choices/ comparisons/               of CQTML alone: what people compare, what they chose, and what a reward learns from it
       launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
-      pairs/ choices/  what was made to be compared, and what raters chose (``pipeline.choices``)
 
 The newest attempt, and no other, may write: it is the one whose journal has the highest number, and a file can be created only once.
 
@@ -54,6 +54,9 @@ class RunFolder:
     ranks = property(lambda self: self.path / "ranks")
     profile = property(lambda self: self.path / "profile")
     evaluation_file = property(lambda self: self.path / "evaluation.json")
+    pairs = property(lambda self: self.path / "pairs")
+    choices = property(lambda self: self.path / "choices")
+    comparisons = property(lambda self: self.path / "comparisons")
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs.configs import load_named
+from jobs.configs import PairsLink, load_link, load_named
 from models import registry
 from pipeline.config import RunConfig
 from pipeline.train_module import Batch, TrainModule
@@ -19,10 +19,16 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def demo_configs() -> list[str]:
-    """Names of all configs called ``<system>*_demo``; every system must have one."""
+    """Names of all configs called ``<system>*_demo`` (every system has one), and one ``..._demo_...`` for each other kind of training."""
     found = [path.stem for path in sorted(CONFIGS.glob("*_demo.yaml"))]
     for system in registry.systems():
         assert any(name.startswith(system) for name in found), f"models/{system} has no configs/{system}*_demo.yaml"
+    kinds = {load(name).model.part_folder for name in found}
+    for name in (path.stem for path in sorted(CONFIGS.glob("*_demo_*.yaml"))):
+        link = load_link(name)
+        if not isinstance(link, PairsLink) and link.model.part_folder not in kinds:
+            kinds.add(link.model.part_folder)
+            found.append(name)
     return found
 
 
