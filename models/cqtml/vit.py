@@ -125,8 +125,8 @@ class VisionTransformer(nn.Module):
     def load_pretrained(self, folder: Path | None) -> dict[str, str]:
         """timm's ImageNet weights from ``folder``/vit_tiny_patch16_224/model.safetensors; the head stays as it is.
 
-        Colours are averaged into both channels, learned positions stretched over our grid. The file's xxh3_128 by its name. UserError where the file is missing or is of
-        another network.
+        Colours are averaged into both channels, learned positions stretched over our grid. Returns the file's xxh3_128 by its name.
+        UserError where the file is missing or is of another network.
         """
         path = (folder or Path()) / PRETRAINED
         if folder is None or not path.is_file():

@@ -1,8 +1,8 @@
 """Let four lights follow a song: --input song.wav, or a segment of the held-out split (--sample 0).
 
 Written are the brightness of each light over time as lights.npz and lights.csv, the same as values for a lighting desk (dmx.csv: Art-Net
-universe, channel, 0 to 255), a picture, and a page that plays the song with its lights in any browser (lights.html). The most likely output, the same in every run; with --temperature outputs are drawn, as many as
---samples says, each with a number in its files' names.
+universe, channel, 0 to 255), a picture, and a page that plays the song with its lights in any browser (lights.html). The most likely
+output, the same in every run; with --temperature outputs are drawn, as many as --samples says, each with a number in its files' names.
 
 --pairs N draws N pairs of outputs of the songs it was trained on into the run's own folder, for people to compare.
 """
