@@ -24,8 +24,7 @@ def launch_chain(args: argparse.Namespace, where: Where) -> Link:
     names: list[str | None] = [args.name, *args.then]
     for number, name in enumerate(names):
         rest = [each for each in names[number:] if each is not None]
-        if drawing and name and _waits_for_data(name):
-            assert link is not None
+        if link is not None and name and _waits_for_data(name) and (drawing or _launcher(link, args, where)):
             return _launch_later(rest, chain, args, where, link)
         link = _launch_link(name, args, where, chain, link)
         if link.code:
@@ -89,14 +88,28 @@ def _launch_later(names: list[str], chain: Chain, args: argparse.Namespace, wher
     if args.dry_run:
         print(f"# a small job after that would type: launch.py {' '.join(words)}")
         return before
-    from jobs.side_jobs import SideJob, living, queue_launch
+    from jobs.side_jobs import SideJob, queue_launch
 
-    name = f"launch_{before.run.path.name}"
-    job = living(name)
+    job = _launcher(before, args, where)
     if job is None:
+        name = _launcher_name(before)
         side = SideJob(
             name, f"launch {shown}", before.run.path / "pairs_jobs", where.cluster_name, after=f"afterok:{before.job}"
         )
         job = queue_launch([*words, *(["--no-preflight"] if args.no_preflight else [])], side)
-    say(f"{shown} will be launched by job {job}, after {before.job} succeeds: their data are made by then.")
+    when = f", after {before.job} succeeds" if before.job else ""
+    say(f"{shown} will be launched by job {job}{when}: their data are made by then.")
     return Link(before.run, 0, job)
+
+
+def _launcher(before: Link, args: argparse.Namespace, where: Where) -> str | None:
+    """The small job that waits behind ``before``'s run, where there is one already."""
+    if where.cluster.scheduler == "local" or args.dry_run:
+        return None
+    from jobs.side_jobs import living  # late: submitit takes its time
+
+    return living(_launcher_name(before))
+
+
+def _launcher_name(before: Link) -> str:
+    return f"launch_{before.run.path.name}"

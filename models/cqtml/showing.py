@@ -36,6 +36,7 @@ def write_lights(path: Path, heading: str, cqt: Tensor, rows: Sequence[tuple[str
     octaves = range(0, cqt.shape[-2], CQT.bins_per_octave)
     axes[0][0].set_yticks(list(octaves), [f"{CQT.frequencies[k]:.0f}" for k in octaves], fontsize=7)
     axes[0][0].set_ylabel("Hz", fontsize=8)
+    axes[0][0].tick_params(labelsize=7)
     for row, (title, lights) in enumerate(rows, start=1):
         _curves(axes[row][0], title, lights, seconds)
     axes[-1][0].set_xlabel("s", fontsize=8)
