@@ -191,9 +191,10 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
         raise UserError(
             f"{run.path} cannot be made: {error.strerror}; choose a folder for runs with --runs."
         ) from error
-    if new:
+    if new:  # the config before the event: killed in between, it is still a new run, and one that can be read
+        write_atomic(run.config_file, plan.config.to_yaml().encode())
         run.record("created", config=plan.config.model_dump(mode="json"))
-    elif changed := differences(load_frozen(run.config_file), plan.config):
+    elif run.config_file.is_file() and (changed := differences(load_frozen(run.config_file), plan.config)):
         at = rewind_to if rewind_to is not None else (run.steps() or [0])[-1]
         run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
         say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import configs
+from jobs import configs, planning
 from jobs.cancel import interrupt
+from jobs.clusters import load_cluster
 from jobs.configs import load_frozen, load_named
 from jobs.preflight import checkpoint_bytes, permission_problems
 from jobs.trained import load_trained
@@ -229,6 +230,46 @@ def test_a_mistake_is_one_sentence_and_exit_2(demo_data, tmp_path, words, change
     for part in expected:
         assert part in done.stderr
     assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_launch_that_is_killed_while_it_makes_the_folder_can_be_typed_again(demo_data, tmp_path, monkeypatch, after):
+    where = planning.Where("local", load_cluster("local"), 1, 1, str(demo_data), str(tmp_path))
+    left = [after]
+
+    def until_killed(write):
+        def one(*args, **kwargs):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return write(*args, **kwargs)
+
+        return one
+
+    with monkeypatch.context() as patch:
+        for place, name in (
+            (planning, "write_atomic"),
+            (planning, "write_json"),
+            (RunFolder, "record"),
+            (planning.snapshot, "take"),
+        ):
+            patch.setattr(place, name, until_killed(getattr(place, name)))
+        try:
+            planning.prepare_folder(planning.plan_named("dismix_demo", [], where, new=False, dry=False), None)
+        except Killed:
+            assert after < 7
+    plan = planning.plan_named("dismix_demo", [], where, new=False, dry=False)
+    planning.prepare_folder(plan, None)
+    assert (
+        load_frozen(plan.run.config_file) == plan.config
+        and plan.run.data_file.is_file()
+        and plan.run.launch_file.is_file()
+    )
+    assert [e["event"] for e in plan.run.history()] == ["created", "code"]
 
 
 def interrupt_as_nobody(run, pid, connection):
