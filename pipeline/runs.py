@@ -6,7 +6,6 @@
       checkpoints/     step_000010000/ ...      heartbeat.json  step, rate and time of the attempt that writes
       metrics/         attempt_003.jsonl        samples/ figures/ logs/ evaluation.json
       launch.json      where it was launched    data.json       what its data says of itself: enough to use the run without it
-      pairs/ choices/  what was made to be compared, and what raters chose (``pipeline.choices``)
 
 The newest attempt, and no other, may write: it is the one whose journal has the highest number, and a file can be created only once.
 
