@@ -14,9 +14,9 @@ from pipeline.files import write_atomic
 from pipeline.light_show.page import pack, render
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LARGEST_INSIDE = 16 << 20  # bytes: six minutes of 16-bit mono at 22,050 Hz; a third more as text, which is what still opens at once
+LARGEST_INSIDE = (
     16 << 20
-)  # bytes: six minutes of 16-bit mono at 22,050 Hz. Longer ones make a page that some browsers refuse to play from.
+)  # bytes: six minutes of 16-bit mono at 22,050 Hz; a larger page is slow to open and hard to send
 TOLERANCE = 0.5  # seconds by which light may be shorter or longer than the music
 
 
