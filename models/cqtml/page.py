@@ -14,9 +14,7 @@ from pipeline.files import write_atomic
 from pipeline.light_show.page import pack, render
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LARGEST_INSIDE = (
-    16 << 20
-)  # bytes: six minutes of 16-bit mono at 22,050 Hz. Longer ones make a page that some browsers refuse to play from.
+LARGEST_INSIDE = 16 << 20  # bytes: six minutes of 16-bit mono at 22,050 Hz; a larger page is hard to send
 TOLERANCE = 0.5  # seconds by which light may be shorter or longer than the music
 
 
