@@ -18,7 +18,6 @@ from typing import Any
 from jobs.profiles import profile_file, profile_names
 from pipeline.errors import RunFailed, UserError, nearest
 from sync.parts import Files
-from sync.rsync import plain, rsync
 from sync.session import Session
 
 KEPT = "10m"  # how long the connection stays after its last use
@@ -165,6 +164,8 @@ class Host:
         self, root: str, names: Iterable[str], into: Path, *, options: Iterable[str] = (), told: Callable[[int], None]
     ) -> None:
         """Bring the files ``names`` (relative to ``root`` there) to ``into``; ``told`` the bytes of the present file so far."""
+        from sync.rsync import plain, rsync  # late, here and below: mostly nothing travels
+
         words = [*options, f"{self.address}:{plain(root)}/", f"{into}/"]
         rsync(self.name, self.ssh, words, names, told)
 
@@ -172,6 +173,8 @@ class Host:
         self, names: Iterable[str], source: Path, root: str, *, options: Iterable[str] = (), told: Callable[[int], None]
     ) -> None:
         """Bring files from ``source`` here to ``root`` there; each takes its name at the end, all together."""
+        from sync.rsync import plain, rsync
+
         words = [*options, "-l", "-p", "-I", "--delay-updates", f"{source}/", f"{self.address}:{plain(root)}/"]
         rsync(self.name, self.ssh, words, names, told)
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunFailed
 from pipeline.files import read_json, write_atomic, write_json
-from pipeline.manifest import sealed, unsealed
 from sync.far import digest_of, list_files
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ class Pulled:
 
     def record(self, run: str) -> Record:
         """What came of a run; empty where nothing did. ValueError where the record itself is damaged."""
+        from pipeline.manifest import unsealed  # late: a look at what has not changed reads no record
+
         try:
             tree = unsealed(self.record_file(run).read_bytes())
         except FileNotFoundError:
@@ -71,6 +72,8 @@ class Pulled:
         return {name: Entry(*facts) for name, facts in tree["files"].items()}
 
     def write_record(self, run: str, record: Record) -> None:
+        from pipeline.manifest import sealed
+
         path = self.record_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = {name: list(vars(entry).values()) for name, entry in sorted(record.items())}

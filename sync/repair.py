@@ -20,8 +20,8 @@ def repair(host: Host, listing: Listing, pulled: Pulled, checked: Checked) -> No
     """Bring what is good there, send what is good here. Extra files and what is good nowhere stay as they are."""
     fetched = [fault.name for fault in checked.faults if fault.good == THERE]
     sent = [fault.name for fault in checked.faults if fault.good == HERE]
-    there = listing.files[checked.run]
-    wanted = {f"{checked.run}/{name}": there[name] for name in fetched if name in there}
+    record = checked.record
+    wanted = {f"{checked.run}/{name}": [record[name].size, record[name].changed_there] for name in fetched}
     if wanted:
         say(f"{checked.run}: bringing {len(wanted)} good files from {host.name}")
         bring(host, listing.root, pulled, wanted, "repair", afresh=True)
@@ -31,7 +31,7 @@ def repair(host: Host, listing: Listing, pulled: Pulled, checked: Checked) -> No
 
 def _send(host: Host, listing: Listing, pulled: Pulled, checked: Checked, names: list[str]) -> None:
     """Send good files to the cluster; refused while the run is written to, for its writer has some of them open."""
-    beat = listing.files[checked.run].get(RunFolder(Path()).heartbeat_file.name)
+    beat = listing.files.get(checked.run, {}).get(RunFolder(Path()).heartbeat_file.name)
     if beat and listing.time - beat[1] / 1e9 < HEARTBEAT_STALE:
         raise RunFailed(f"{checked.run} is being written on {host.name}; repair it when it has stopped.")
     say(f"{checked.run}: sending {len(names)} good files to {host.name}")

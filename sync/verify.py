@@ -67,7 +67,7 @@ def verify_with(host: Host, pulled: Pulled, args: argparse.Namespace) -> list[Ch
 
 def gone_with(names: list[str], run: str, far: Far) -> Far | None:
     """A run that was removed on the cluster altogether is no fault of its files: it is judged by what is here."""
-    if run in names:
+    if run in names or far.found:  # without its config it is no run there, and some of its files are
         return far
     say(f"{run} is no longer on the cluster: checked against what was written down when it came.")
     return None

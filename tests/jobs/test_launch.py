@@ -198,7 +198,7 @@ def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, t
     copy.record("attempt", attempt=attempt, after_step=12)
     done = launch("dismix_demo", data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=99"])
     assert done.returncode == 0 and "is running on" in done.stderr and "--wait" in done.stderr
-    assert len(list(copy.metrics.iterdir())) == 2, "no further attempt"
+    assert len(list(copy.metrics.glob("attempt_*"))) == 2, "no further attempt"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.journal import Journal
 from sync import pull as pull_module
 from sync import pulled as pulled_module
 from sync.pulled import Pulled
+from tests.conftest import ROOT
 from tests.monitoring.run_factory import attempt, curve, finished_run, grow, make_run
 from tests.sync.cluster_runs import RUN, add_checkpoint, content, only, whole_run, with_environment
 from tests.sync.far_side import FarSide
@@ -172,6 +174,37 @@ def test_one_connection_serves_all_commands(far: FarSide):
     pull(far, "--only", "checkpoints")
     far.pull("--only", "code")
     assert far.logins() == 1
+
+
+def test_a_look_loads_nothing_that_it_does_not_need(far: FarSide):
+    """Where nothing is new the command's time is that of its start."""
+    whole_run(far)
+    pull(far)
+    program = (
+        "import sys, jobs.profiles; from pathlib import Path; jobs.profiles.PROFILES = Path(sys.argv[1]); from sync import pull\n"
+        "pull.main(['faraway', '--to', sys.argv[2]]); sys.exit(' '.join({'pydantic', 'yaml', 'rich', 'psutil'} & set(sys.modules)) or 0)"
+    )
+    words = [sys.executable, "-c", program, far.profiles, far.here / "pulled"]
+    done = subprocess.run(words, env=far.environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "faraway: nothing new in 1 run\n")
+
+
+def test_a_profile_that_was_changed_is_read_again(far: FarSide):
+    whole_run(far)
+    pull(far)
+    far.profile(runs=str(far.project / "elsewhere"))
+    with pytest.raises(RunFailed, match=r"no folder .*/elsewhere"):
+        pull(far)
+
+
+def test_what_was_removed_here_comes_again(far: FarSide):
+    """The cluster lies as it lay, so it does not tell its files; this side does not, so it asks for them."""
+    whole_run(far)
+    pull(far)
+    before = content(far.pulled)
+    (far.pulled / RUN / "figures/swap.png").unlink()
+    pull(far)
+    assert content(far.pulled) == before
 
 
 def test_nothing_is_deleted_unless_asked(far: FarSide, capsys, monkeypatch):

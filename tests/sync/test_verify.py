@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,27 @@ def test_each_of_100_faults_is_found_and_none_else_and_mended(far: FarSide, caps
     assert left == before
     pull(far, "--only", ALL, "--dry-run")
     assert capsys.readouterr().out == f"{far.pulled}\n", "a repair leaves nothing to pull"
+
+
+def test_a_run_that_lost_its_config_there_gets_it_back(far: FarSide, capsys):
+    """Nothing there takes it for a run any more; its files are judged, and mended, all the same."""
+    run = whole_run(far)
+    pull(far)
+    before = content(far.runs)
+    run.config_file.unlink()
+    flip(run.figures / "swap.png", random.Random(3))
+    (far.pulled / RUN / "samples/step_000000100/mixture.png").unlink()
+    assert verify(far, capsys, "faraway") == (
+        1,
+        [
+            f"{RUN}/config.yaml: missing on faraway; good here",
+            f"{RUN}/figures/swap.png: damaged on faraway; good here",
+            f"{RUN}/samples/step_000000100/mixture.png: missing here; good on faraway",
+        ],
+    )
+    assert verify(far, capsys, "faraway", "--repair")[0] == 0 and content(far.runs) == before
+    shutil.rmtree(run.path)
+    assert verify(far, capsys, "faraway") == (0, []), "removed altogether is no fault"
 
 
 def test_a_flip_in_a_manifest_accuses_no_other_file(far: FarSide, capsys):
