@@ -23,6 +23,7 @@ FAILURE = re.compile(
     rb"^(?:Traceback \(most recent call last\)|error: |failed: |slurmstepd.*error|.*Killed)", re.MULTILINE
 )
 TAIL = 1 << 16  # bytes in which a failure is looked for
+BESIDE = {"rank_failed", "rank_ended", "warning"}  # events that may come after a run's last word
 SECONDS = 0.5  # between two looks while following
 
 
@@ -80,7 +81,7 @@ def choose(logs: list[RankLog], rank: int | None, *, died: bool) -> RankLog:
 
 def is_over(run: RunFolder) -> bool:
     """Whether nothing will be written any more: complete, given up, stopped by hand, taken out of the queue, or failed."""
-    last = next(e for e in reversed(run.history()) if e["event"] not in ("rank_failed", "rank_ended"))
+    last = next(e for e in reversed(run.history()) if e["event"] not in BESIDE)
     if last["event"] == "cancelled":
         return bool(last.get("pending"))  # one that runs saves first, and says how it ended
     return last["event"] == "gave_up" or (

@@ -164,7 +164,8 @@ class Reading:
         job = slurm.get(self.job) if slurm else None
         step, total = beat.get("step"), beat.get("total") or self._total()
         per_second = (rate[0] if rate else beat.get("rate")) if state == "running" else None
-        gpu = beat.get("gpu") if state == "running" and isinstance(beat.get("gpu"), dict) else {}
+        seen = beat.get("gpu") if state == "running" else None
+        gpu: dict[str, Any] = seen if isinstance(seen, dict) else {}
         signs = Signs(
             self.run.name, self.history, self.attempts, beat, self.recent, self._checkpoint(), now, state, why
         )

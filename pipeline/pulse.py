@@ -105,8 +105,8 @@ class Pulses:
         """In order of rank; those of the others are read every ten seconds."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PULSE_SECONDS
-            files = (self._run.rank_file(rank) for rank in range(1, self._world.size))
-            self._others = [facts for file in files if isinstance(facts := read_json(file), dict)]
+            found = [(rank, read_json(self._run.rank_file(rank))) for rank in range(1, self._world.size)]
+            self._others = [p for rank, p in found if isinstance(p, dict) and p.get("rank") == rank]
         self.latest = [self._mine.facts(), *self._others]
         return self.latest
 
@@ -119,13 +119,13 @@ def _middle(seconds: deque[float]) -> float | None:
 
 def straggler(pulses: Sequence[dict[str, Any]]) -> Straggler | None:
     """The rank that holds the others up most, if any does."""
-    told = {p["rank"]: (p["own_s"], p["node"]) for p in pulses if p.get("own_s") is not None}
+    told = {p["rank"]: (p["own_s"], str(p.get("node"))) for p in pulses if p.get("own_s") is not None}
     if len(told) < 2:
         return None
     slowest = max(told, key=lambda rank: told[rank][0])
     own, node = told.pop(slowest)
     others = statistics.median(seconds for seconds, _ in told.values())
-    step = max(p["step_s"] or 0.0 for p in pulses)
+    step = max(p.get("step_s") or 0.0 for p in pulses)
     if own < SLOW * others or own - others < MATTERS * step:
         return None
     return Straggler(slowest, node, own, others)

@@ -17,18 +17,25 @@ from pipeline.collectives import world_size
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
-from pipeline.engine import Accumulation, FabricEngine, ManyOptimizersEngine, parameters_of
+from pipeline.engine import FabricEngine, ManyOptimizersEngine, parameters_of
 from pipeline.fabric import Fabric
+from pipeline.pace import Pace
 from pipeline.saving import Saver
 from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
 
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
+class PacedEngine(Engine, Protocol):
+    """What the loop lends to a module, with the clock of what this rank does alone."""
+
+    pace: Pace
+
+
 class TrainState(Protocol):
     """What the loop needs of it. All ranks call the same methods in the same order."""
 
-    def begin(self, stored: StoredCheckpoint | None) -> tuple[Accumulation, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[PacedEngine, Optimizers]:
         """Take over a checkpoint and make ready for training; what ``TrainModule.optimize`` is given."""
 
     def settle(self, engine: Engine, batch: Batch, step: int) -> None:
@@ -95,7 +102,7 @@ class Replicated:
         self._rates = LearningRates(self._optimizers, config)
         self._ema = Ema(dict(module.averaged_parameters()), config.trainer.ema) if config.trainer.ema else None
 
-    def begin(self, stored: StoredCheckpoint | None) -> tuple[Accumulation, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[PacedEngine, Optimizers]:
         if stored:
             self._load(stored)
         if len(self._optimizers) > 1:

@@ -34,7 +34,7 @@ from pipeline.fabric import Fabric
 from pipeline.saving import Saver
 from pipeline.shared_checkpoint import save_together
 from pipeline.train_module import Batch, Engine, TrainModule
-from pipeline.train_state import LearningRates, Optimizers
+from pipeline.train_state import LearningRates, Optimizers, PacedEngine
 
 AVERAGE = "ema"  # the averages are one more state of the optimizer: sharded and gathered like its moments
 BUCKET = 50_000_000  # elements that travel together, at most; DeepSpeed's default would reserve 2 GB
@@ -57,7 +57,7 @@ class Sharded:
         self._saved_names = list(module.state_dict())
         self._names = {parameter: name for name, parameter in module.named_parameters()}
 
-    def begin(self, stored: StoredCheckpoint | None) -> tuple[Accumulation, Optimizers]:
+    def begin(self, stored: StoredCheckpoint | None) -> tuple[PacedEngine, Optimizers]:
         section = self._config.trainer
         if stored:
             self._module.load_state_dict(stored.parts["model"])

@@ -86,6 +86,13 @@ def test_following_ends_where_a_job_is_taken_out_of_the_queue_and_not_where_one_
     assert shown(run, "--follow") == "all\n"
 
 
+def test_what_the_watch_says_last_does_not_keep_a_follower_waiting(run):
+    write(run, 7, 0, "all\n")
+    run.record("end", attempt=1, reason="failed", step=3, gained=3, message="the loss is nan at step 3")
+    run.record("warning", attempt=1, what="disk", message="the disk is filling")  # by a thread, a moment later
+    assert is_over(run)
+
+
 def test_mistakes_are_one_sentence(run):
     done = command("monitoring/logs.py", run.path)
     assert done.returncode == 2 and "has no logs yet" in done.stderr

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.cqtml import api
+from models.cqtml.config import FRAME_RATE
 from models.cqtml.page import write_page
 from models.cqtml.showing import write_lights
 from models.cqtml.tables import at_rate, check_place, write_tables
@@ -62,7 +63,7 @@ def generate(module: Any, args: argparse.Namespace, data_folder: Path, out: Path
         suffix = f"_{number + 1}" if len(outputs) > 1 else ""
         curves = at_rate(lights.cpu().numpy(), args.fps)
         written += write_tables(out, suffix, curves, args.fps, args.universe, args.channel)
-        written.append(write_page(out, written[0], curves, args.fps, title, f"lights{suffix}"))
+        written.append(write_page(out, written[0], lights.cpu().numpy(), FRAME_RATE, title, f"lights{suffix}"))
     shown = "most likely" if args.temperature is None else f"drawn at temperature {args.temperature:g}"
     rows = [(f"{shown}, {i + 1} of {len(outputs)}", lights) for i, lights in enumerate(outputs[:PICTURED])]
     written.append(write_lights(out / "lights.png", f"CQTML: {title}", cqt, rows))
