@@ -93,6 +93,11 @@ def log_compress(magnitudes: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     return magnitudes.clamp(min=spec.floor).log()
 
 
+def loudest(spec: MelSpec) -> float:
+    """The log-mel that a full-scale sine reaches where bands are narrowest, within 0.3: no recording is louder in any band."""
+    return math.log(spec.window / 2 * float(_filters(spec, torch.float32, torch.device("cpu")).max()))
+
+
 @full_precision
 def mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Tensor:
     """(..., n) -> (..., B, L) mel magnitudes; framing as in ``log_mel``. Scales with the waveform: mel(g x) = g mel(x)."""

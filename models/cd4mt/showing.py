@@ -15,8 +15,9 @@ from models.cd4mt import data as facts
 from models.cd4mt.statistics import mel_spec
 from models.cd4mt.train_module import TrainModule
 from models.codecs import codec_of
+from models.codecs.base import MelCodec
 from models.codecs.meldct import MelDct
-from models.features import log_mel, waveform
+from models.features import log_mel, loudest, waveform
 from models.showing import Panel, write_picture, write_wave, write_waveforms
 from pipeline.train_module import Batch
 
@@ -28,13 +29,17 @@ LOUDEST = 0.99  # of full scale
 def to_audio(module: TrainModule, latents: Tensor, iterations: int | None = None) -> Tensor:
     """(B, S, C, L) of deviation sigma_data -> (B, S, n), by the codec that the data was encoded with.
 
-    ``iterations``: of Griffin-Lim, where that is how the codec makes a waveform; None: as many as sound best.
+    A log-mel that is a little too high is a bang in the waveform, so it ends where a recording would. ``iterations``: of Griffin-Lim,
+    where that is how the codec makes a waveform; None: as many as sound best.
     """
     codec = codec_of(module.data, module.latent_mean.device.type)
     stored = facts.as_stored(module.scale.invert(latents), module.data)
+    if not isinstance(codec, MelCodec):
+        return codec.decode(stored)
+    mels = codec.decode_mel(stored).clamp_max(loudest(codec.mel))
     if iterations is not None and isinstance(codec, MelDct):
-        return waveform(codec.decode_mel(stored), codec.mel, iterations)
-    return codec.decode(stored)
+        return waveform(mels, codec.mel, iterations)
+    return codec.vocode(mels)
 
 
 def write_stems(

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from models.cd4mt import codec_cost, coherence, evaluate, generate, inputs
+from models.cd4mt import data as facts
 from models.cd4mt.external import load_external
-from models.cd4mt.showing import write_stems
+from models.cd4mt.showing import to_audio, write_stems
 from models.cd4mt.statistics import Comparison, spectra_of_audio, spectra_of_mels
 from models.cd4mt.train_module import TrainModule
-from models.features import AUDIOLDM2
+from models.features import AUDIOLDM2, log_mel, loudest
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
@@ -198,6 +199,16 @@ def test_the_mel_of_a_mixture_is_that_of_what_sounds():
     mels[:, 2] = mels[:, 1]
     louder = spectra_of_mels(mels, AUDIOLDM2).log_mels[:, 3] - found.log_mels[:, 3]
     assert louder.mean() == pytest.approx(np.log(2) / 2, abs=1e-2)
+
+
+def test_a_mel_that_is_too_high_is_no_bang():
+    tone = torch.sin(2 * torch.pi * 60 / 16000 * torch.arange(16000))
+    assert loudest(AUDIOLDM2) - 0.3 < log_mel(tone, AUDIOLDM2).max() < loudest(AUDIOLDM2)
+    module = TrainModule(load("cd4mt_demo"), facts.typical_data(load("cd4mt_demo")))
+    latents = torch.zeros(1, 4, 128, 10)
+    latents[:, 1, 0, 4] = 30.0  # e^7.5 times a full-scale sine
+    wave = to_audio(module, latents, 2)
+    assert wave.shape == (1, 4, 6400) and 0.1 < wave[:, 1].abs().max() < 10
 
 
 def test_statistics_are_of_windows_of_a_third_of_a_second():
