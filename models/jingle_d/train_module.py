@@ -255,7 +255,9 @@ def pulled(
     """
     with torch.enable_grad():
         leaf = tensor.detach().requires_grad_()
-        terms = judge(leaf)
+        terms = judge(
+            leaf.view_as(leaf)
+        )  # a module that is watched (torch's FLOP counter) may not be given the leaf itself
         if not terms:
             return {}, tensor.new_zeros(())
         if balancer is None:

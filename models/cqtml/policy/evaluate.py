@@ -37,7 +37,7 @@ def evaluate(module: TrainModule, data_folder: Path, out: Path, split: str = "te
         for name, value in _measured(module, batch).items():
             found[name].append(value.cpu())
         if number == 0:
-            show_tuning(module, batch, out, 0)
+            show_tuning(module, batch, out, "CQTML's policy, held-out segment 0")
     whole = {name: torch.cat(parts) for name, parts in found.items()}
     lights, onsets = whole.pop("lights"), whole.pop("onsets")
     drawn, most = whole.pop("better_drawn"), whole.pop("better_most_likely")

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def show_tuning(module: TrainModule, batch: Batch, folder: Path, step: int) -> None:
+def show_tuning(module: TrainModule, batch: Batch, folder: Path, heading: str) -> None:
     """The first segment of a batch: its most likely output, before and now, and its audio."""
     cqt = batch["cqt"][:1]
     rows = [
         (title, to_frames(most_likely(network(cqt), module.model_config.head), cqt.shape[-1])[0])
         for title, network in (("tuned", module.generator), ("as it began", module.start))
     ]
-    write_lights(folder / "lights.png", f"CQTML's policy after {step} steps", cqt[0].cpu(), rows)
+    write_lights(folder / "lights.png", heading, cqt[0].cpu(), rows)
     write_wave(folder / "music.wav", batch["audio"][0].float() / 32768, CQT.sample_rate)

@@ -133,7 +133,7 @@ class TrainModule(BaseModule):
         """A picture of the lights beside those of the start."""
         from models.cqtml.policy.showing import show_tuning
 
-        show_tuning(self, batch, folder, step)
+        show_tuning(self, batch, folder, f"CQTML's policy after {step} steps")
 
     def _draw(self, logits: Tensor, batch: Batch, stream: str) -> Tensor:
         """(B, 4, K, C) -> brightness (B, S, 4, C), keyed by position."""
