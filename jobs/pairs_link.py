@@ -82,11 +82,11 @@ def are_drawn(run: RunFolder, section: PairsConfig) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     manifest = read_manifest(folder)
-    wanted = {"weights": newest_weights(run), "count": section.count, "seed": section.seed}
-    wanted["temperatures"] = list(section.temperatures)
-    if any(manifest.info[name] != value for name, value in wanted.items()):
+    weights = newest_weights(run)
+    wanted = {"weights": weights, "count": section.count, "seed": section.seed, "temperatures": [*section.temperatures]}
+    if weights is None or any(manifest.info[name] != value for name, value in wanted.items()):
         return False
-    judged = [c for c in read_rater(run.path, SCRIPTED_JUDGE)[0] if c.pair.endswith(wanted["weights"][:8])]
+    judged = [choice for choice in read_rater(run.path, SCRIPTED_JUDGE)[0] if choice.pair.endswith(weights[:8])]
     return section.raters == PEOPLE or len(judged) >= sum(shard.samples for shard in manifest.shards)
 
 

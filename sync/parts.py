@@ -26,8 +26,9 @@ METRICS = (
 PARTS: dict[str, tuple[str, ...]] = {
     "metrics": METRICS,
     "samples": ("samples", "figures"),
-    "logs": ("logs",),
+    "logs": ("logs", "profile"),
     "code": ("code", "code_*"),
+    "choices": ("choices", "pairs"),
     "ema": ("checkpoints",),
     "checkpoints": ("checkpoints",),
 }

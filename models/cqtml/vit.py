@@ -146,4 +146,4 @@ class VisionTransformer(nn.Module):
             raise UserError(f"{path} is not vit_tiny_patch16_224: {' '.join(str(error).split())}") from None
         if unknown or set(lacking) != {"head.weight", "head.bias"}:
             raise UserError(f"{path} is not vit_tiny_patch16_224: it lacks {lacking} and has {unknown} beside.")
-        return {PRETRAINED: hash_file(path)}
+        return {str(PRETRAINED): hash_file(path)}

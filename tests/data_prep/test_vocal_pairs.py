@@ -193,8 +193,9 @@ def test_every_pair_that_may_come_is_aligned_or_refused(takes, tmp_path):
         write(tmp_path / f"in/raw/{name}.wav", raw, raw_rate)
         write(tmp_path / f"in/mixed/{name}.wav", mix.T, mixed_rate)
     folder, quarantined = build(tmp_path / "in", tmp_path / "out", STAGE)
-    assert set(quarantined) == {"silent raw", "silent mix"}
-    assert all("do not belong together" in reason for reason in quarantined.values())
+    assert set(quarantined) == {"silent raw", "silent mix", "raw 44.1 kHz"}
+    assert "48000 Hz are needed and nothing is upsampled" in quarantined["raw 44.1 kHz"]
+    assert all("do not belong together" in quarantined[name] for name in ("silent raw", "silent mix"))
     found: dict[str, list] = {}
     for sample in samples(folder):
         found.setdefault(sample["meta"]["name"], []).append(sample)
@@ -265,7 +266,8 @@ def test_the_demo_corpus_holds_its_traps_and_the_settings(tmp_path):
     for take in takes[1:3]:
         raw, late = (soundfile.read(root / f"{side}/{take.name}.wav", dtype="float32")[0] for side in sides)
         late = late if late.ndim == 1 else late.mean(axis=1)
-        assert estimate_lag(raw, late, RATE).lag == settings[take.name]["latency"]
+        # an equaliser that answers a strong colour delays by some samples of its own
+        assert estimate_lag(raw, late, RATE).lag == pytest.approx(settings[take.name]["latency"], abs=24)
 
 
 def test_the_demos_engineer_answers_what_the_take_is_coloured_by():
@@ -275,7 +277,9 @@ def test_the_demos_engineer_answers_what_the_take_is_coloured_by():
         colour = np.array([take.colour[band].decibels for take in takes])
         answer = np.array([take.settings.bands[band + 1].decibels for take in takes])
         unexplained = answer - (taste - TAKEN_BACK * colour)
-        assert unexplained.std() < 0.5 < 0.3 * answer.std(), "what nobody can foretell is small beside what one can"
+        assert unexplained.std() < 0.45 and unexplained.std() < 0.35 * answer.std(), (
+            "what nobody can foretell is small beside what one can"
+        )
     dullest, brightest = (pick(takes[:20], key=lambda t: t.colour[2].decibels) for pick in (min, max))
     air = [np.abs(np.fft.rfft(raw_take(t)))[round(8000 * t.song.seconds) :].mean() for t in (dullest, brightest)]
     assert air[0] < 0.5 * air[1]

@@ -13,7 +13,7 @@ from data_prep.effects import Band, biquad, process
 from models.blocks.console import convolution, dynamics, filters, space
 from models.blocks.console.console import Console, equaliser_sections
 from models.blocks.console.layout import Layout
-from models.blocks.console.settings import from_turns, named, start_settings, to_turns
+from models.blocks.console.settings import along, from_turns, named, start_settings, to_turns
 
 RATE = 48000
 EVERYTHING = Layout(sample_rate=RATE, tracks=2, high_pass=True, de_esser=True, echo=True)
@@ -202,6 +202,14 @@ def test_settings_that_move_but_are_equal_change_nothing():
     assert torch.allclose(console(wave, several, spacing=12000).mix, still, atol=1e-9)
     with pytest.raises(ValueError, match="spacing"):
         console(wave, several)
+
+
+def test_knobs_move_in_straight_lines_and_hold_after_the_last_setting():
+    found = along(torch.tensor([0.0, 3.0, 0.0, 6.0]), 14, 10, 30)
+    expected = torch.tensor([0, 1, 2, 3, 2, 1, 0, 2, 4, 6, 6, 6, 6, 6]).float()
+    assert torch.allclose(found, expected)
+    still = torch.tensor([2.0])
+    assert along(still, 14, 10, None) is still
 
 
 def test_a_long_signal_is_the_same_in_blocks(monkeypatch):
