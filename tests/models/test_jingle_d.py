@@ -319,3 +319,14 @@ def test_two_pairs_never_share_a_song_over_the_split():
         songs.setdefault(part.folder, set()).add(repr(part.song))
     train_songs, valid_songs = songs.values()
     assert train_songs and valid_songs and not train_songs & valid_songs
+
+
+def test_describe_counts_the_adversaries_step_too():
+    """The generator's loss alone never reaches the style discriminator on clean latents, nor any discriminator's weights."""
+    from jobs.describe import describe
+
+    found = describe(load("jingle_d_demo", *TINY), None)
+    assert {"style", "latent_discriminator", "audio_discriminator"} <= {
+        stage.name for stage in found.stages if stage.inputs
+    }
+    assert found.flops > 0 and found.trainable == count(tiny())
