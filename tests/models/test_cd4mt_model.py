@@ -7,7 +7,7 @@ import torch
 
 from jobs.describe import show
 from models.cd4mt import data as facts
-from models.cd4mt import sampling
+from models.cd4mt import objectives, sampling
 from models.cd4mt import schedules as s
 from models.cd4mt.config import Cm, Ect, Ict, LogNormal
 from models.cd4mt.coupling import coupled
@@ -337,6 +337,8 @@ def test_coupling_is_of_training_and_changes_no_validation():
 def test_under_diffusions_weight_tuning_begins_as_diffusion_to_the_letter():
     edm = build(tiny("edm", "model.edm={noise: {mean: -1.1, deviation: 2.0}}"))
     ect = build(tiny("ect", "model.ect={diffusion_steps: 5, weight: snr}", "model.distance=l2"))
+    weight = objectives._snr_weight(edm.model_config, torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(weight, torch.tensor([8.0, 5.0]))  # 1 / sigma^2 + 1 / 0.25
     batch = edm.example_batch(4)
     torch.testing.assert_close(edm.training_step(batch, 3)["loss"], ect.training_step(batch, 3)["loss"])
 
