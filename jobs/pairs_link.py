@@ -82,12 +82,13 @@ def are_drawn(run: RunFolder, section: PairsConfig) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     manifest = read_manifest(folder)
-    wanted = {"weights": newest_weights(run), "count": section.count, "seed": section.seed}
-    wanted["temperatures"] = list(section.temperatures)
-    if any(manifest.info[name] != value for name, value in wanted.items()):
+    weights = newest_weights(run)
+    drawn = {"weights": weights, "count": section.count, "seed": section.seed}
+    other = any(manifest.info[name] != value for name, value in drawn.items())
+    if weights is None or other or manifest.info["temperatures"] != list(section.temperatures):
         return False
     lines, _ = read_lines(run.choices / f"{JUDGE}.jsonl")
-    judged = {line["pair"] for line in lines if line["pair"].endswith(wanted["weights"][:8])}
+    judged = {line["pair"] for line in lines if line["pair"].endswith(weights[:8])}
     return section.raters == PEOPLE or len(judged) >= sum(shard.samples for shard in manifest.shards)
 
 
