@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.configs import load_named
+from jobs.planning import refuse_other_run
 from models.codecs.standardisation import Standardisation
 from models.jingle_d import mixer, objectives
 from models.jingle_d.balancer import Balancer
@@ -16,6 +18,7 @@ from models.jingle_d.config import BalancerSection, ModelConfig
 from models.jingle_d.train_module import TrainModule, pulled, weights_at
 from pipeline.config import Ramp
 from pipeline.errors import UserError
+from pipeline.runs import RunFolder
 from tests.conftest import ROOT
 from tests.models.helpers import PlainEngine, build, load, train
 from tests.models.jingle_d_data import TINY, tiny_info
@@ -274,6 +277,19 @@ def test_each_side_of_a_stage_sees_the_other():
     stage = module.mixer.cascade.stages[0]
     assert isinstance(stage.out, nn.Linear)
     assert float(torch.linalg.matrix_norm(stage.out.weight, 2)) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_changed_weight_goes_on_and_another_network_is_refused(tmp_path):
+    run, old = RunFolder(tmp_path / "jingle_d_demo" / "1f3a9c2e"), load_named("jingle_d_demo")
+    weights = ["model.losses.rhythm=2", "model.losses.audio_adversary.last=0.3", "optimizer.also.discriminator.lr=1e-4"]
+    refuse_other_run(run, old, load_named("jingle_d_demo", weights))
+    for change, shown in (
+        ("model.cascade.layers=2", r"model\.cascade\.layers: 1 -> 2"),
+        ("model.latent_discriminator.hidden=16", r"model\.latent_discriminator\.hidden: 32 -> 16"),
+        ("data.recipe=audio_pairs", "data.recipe: 'audio_pairs_demo' -> 'audio_pairs'"),
+    ):
+        with pytest.raises(UserError, match=rf"cannot go on with another architecture, data or seed \({shown}\)"):
+            refuse_other_run(run, old, load_named("jingle_d_demo", [change]))
 
 
 def test_configs_that_cannot_be_are_told_in_a_sentence():
