@@ -22,12 +22,15 @@ BOOM, PRESENCE, AIR = (-2.0, 4.0), (-13.0, 6.0), (-13.0, 6.0)  # dB that a take'
 BOOM_HERTZ, PRESENCE_HERTZ, AIR_HERTZ = (250.0, 400.0), (3000.0, 4200.0), 7000.0
 TASTE = (0.0, 1.0, 0.5)  # dB that the engineer adds in each of these bands
 
-__all__ = ["DEFAULT_TRACKS", "RECIPE", "plan", "render"]
+CORPUS = corpus("vocal_pairs", __name__)
+CODE = CORPUS.code
+
+__all__ = ["CODE", "DEFAULT_TRACKS", "RECIPE", "plan", "render"]
 
 
 def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Iterator[int]:
     """Render ``tracks`` pairs into ``out``; see ``demo_corpus.Corpus.write``."""
-    return corpus("vocal_pairs", __name__).write(out, plan, tracks, seed, workers)
+    return CORPUS.write(out, plan, tracks, seed, workers)
 
 
 def plan(tracks: int, seed: int) -> list[Take]:

@@ -15,16 +15,19 @@ from data_prep.demo_vocals import DEFAULT_TRACKS, STYLE, Drawn, Take, corpus, pl
 from data_prep.effects import Band
 
 DATASET = "vocal_pairs"  # as which it is prepared
-RECIPE = "vocal_styles_demo"
+RECIPE = "vocal_pairs_styles_demo"
 BODY, PRESENCE, AIR = (-6.0, 6.0), (-9.0, 9.0), (-9.0, 9.0)  # dB
 SEND, MAKE_UP, PAN = (-34.0, -6.0), (0.0, 6.0), (-0.7, 0.7)
 
-__all__ = ["DATASET", "DEFAULT_TRACKS", "RECIPE", "plan", "render"]
+CORPUS = corpus("vocal_styles", __name__)
+CODE = CORPUS.code
+
+__all__ = ["CODE", "DATASET", "DEFAULT_TRACKS", "RECIPE", "plan", "render"]
 
 
 def render(out: Path, tracks: int, seed: int, workers: int | None = None) -> Iterator[int]:
     """Render ``tracks`` pairs into ``out``; see ``demo_corpus.Corpus.write``."""
-    return corpus("vocal_styles", __name__).write(out, plan, tracks, seed, workers)
+    return CORPUS.write(out, plan, tracks, seed, workers)
 
 
 def plan(tracks: int, seed: int) -> list[Take]:

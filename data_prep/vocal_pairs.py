@@ -208,6 +208,6 @@ RECIPES: dict[str, VocalPairs] = {
     for recipe in (
         VocalPairs("vocal_pairs", 8, 48000, 262144),  # 5.5 s
         VocalPairs("vocal_pairs_demo", 8, 48000, 131072),  # 2.7 s, for two CPU cores; CNN14 needs 65,536
-        VocalPairs("vocal_styles_demo", 8, 48000, 131072),
+        VocalPairs("vocal_pairs_styles_demo", 8, 48000, 131072),
     )
 }

@@ -24,7 +24,7 @@ FULL_SCALE = 32768  # of PCM16
 SILENT = -69.0  # LUFS; what is no louder stays as it is
 LOUDEST_TRIM = 40.0  # dB
 STEMS, MIXTURE_SEGMENT = 4, {"slakh_stems": 524288, "slakh_stems_demo": 131072}
-VOCAL_SEGMENT = {"vocal_pairs": 262144, "vocal_pairs_demo": 131072, "vocal_styles_demo": 131072}
+VOCAL_SEGMENT = {"vocal_pairs": 262144, "vocal_pairs_demo": 131072, "vocal_pairs_styles_demo": 131072}
 CALM = 0.25  # of the way from a knob's start to its ends: how far a made mix strays
 
 

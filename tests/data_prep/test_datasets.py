@@ -10,10 +10,11 @@ from jobs.configs import load_named, prepare_command
 
 
 def test_every_dataset_has_a_demo_corpus_for_one_of_its_recipes():
-    assert demo.DATASETS.keys() == prepare.DATASETS.keys()
-    for name, module in demo.DATASETS.items():
-        corpus = importlib.import_module(module)
-        assert corpus.RECIPE in importlib.import_module(prepare.DATASETS[name]).RECIPES
+    corpora = {name: importlib.import_module(module) for name, module in demo.DATASETS.items()}
+    datasets = {name: getattr(corpus, "DATASET", name) for name, corpus in corpora.items()}
+    assert set(datasets.values()) == prepare.DATASETS.keys()
+    for name, corpus in corpora.items():
+        assert corpus.RECIPE in importlib.import_module(prepare.DATASETS[datasets[name]]).RECIPES
         assert corpus.DEFAULT_TRACKS > 0
         assert len(code_version(corpus.CODE)) == 16
 

@@ -122,7 +122,9 @@ def test_every_objective_learns_its_batch_by_heart_with_bounded_gradients(name):
     module = build(tiny(name, "optimizer.lr=5.0e-3"))
     batch, optimizers = module.example_batch(4), module.configure_optimizers()
     engine, norms, losses = PlainEngine(module), [], []
-    for step in range(1, 13):
+    for step in range(
+        1, 29 if name == "scm" else 13
+    ):  # sCM's target moves with the network: its loss rises before it falls
         logged = module.optimize(engine, batch, optimizers, step if name == "edm" else 10**6)
         losses.append(float(logged["loss"]))
         norms.append(float(logged["grad_norm"]))
@@ -246,7 +248,7 @@ def test_what_is_given_comes_back_unchanged(name):
 
 
 def test_the_shortcut_begins_with_nothing_and_passes_each_channel_by_the_noise_level():
-    plain, short = (build(tiny("edm", *more)).denoiser.network for more in ((), ("model.unet.shortcut=true",)))
+    plain, short = (build(tiny("edm", f"model.unet.shortcut={on}")).denoiser.network for on in ("false", "true"))
     assert short.load_state_dict(plain.state_dict(), strict=False).missing_keys == [
         "shortcut.factors.weight",
         "shortcut.factors.bias",

@@ -62,7 +62,7 @@ def arguments(add, *words):
 def test_a_song_becomes_tables_a_picture_and_sound(module, wav, tmp_path):
     args = arguments(add_arguments, "--input", wav, "--fps", 25, "--universe", 3, "--channel", 509)
     files = generate(module, args, tmp_path, tmp_path / "out")
-    assert {p.name for p in files} == {"music.wav", "lights.npz", "lights.csv", "dmx.csv", "lights.png"}
+    assert {p.name for p in files} == {"music.wav", "lights.npz", "lights.csv", "dmx.csv", "lights.png", "lights.html"}
     with np.load(tmp_path / "out/lights.npz") as arrays:
         curves = arrays["brightness"]
         assert float(arrays["fps"]) == 25 and curves.shape == (4, 28) and curves.min() >= 0 and curves.max() <= 1

@@ -23,7 +23,7 @@ def test_the_judge_prefers_lights_that_follow_and_do_not_flicker():
     noise = to_frames(torch.rand(2, 4, 54), 862)
     dark = torch.zeros_like(right)
     scores = SCRIPTED.score(torch.stack([right, right.roll(1, 0), noise, dark], 1), onsets)
-    assert (scores[:, 0] > scores[:, 1] + 0.2).all() and (scores[:, 1] > scores[:, 2]).all()
+    assert (scores[:, :1] > scores[:, 1:] + 0.2).all()
     assert (scores[:, 3] == 0).all() and correlation(torch.ones(5), torch.arange(5.0)) == 0
 
 

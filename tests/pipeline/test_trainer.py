@@ -132,7 +132,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(lab, monkeypatch):
     )  # and the copy begins late, when the next step would long have moved the weights
     monkeypatch.setattr(HostMemory, "fill", lambda *args: (time.sleep(0.2), fill(*args))[1])
     assert trainer.fit() is Stop.NO
-    assert seen == [(5, 8), (9, 9)]
+    assert [step for step, _ in seen] == [5, 9] and seen[0][1] >= 8
     undisturbed, trainer = lab("undisturbed", max_steps=9)
     monkeypatch.undo()
     trainer.fit()
