@@ -5,7 +5,6 @@ Exit 0: done. 1: it ran and failed. 2: the user's mistake (one sentence on stder
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable
 
@@ -27,6 +26,8 @@ class Unlucky(RunFailed):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint such as ``did you mean 'lr'?``; the empty string where nothing is near."""
+    import difflib  # late: only a mistake needs it
+
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 

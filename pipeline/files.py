@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 
 def fsync_folder(folder: Path) -> None:
@@ -24,6 +21,10 @@ def fsync_folder(folder: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """xxh3_128 of a file's bytes, in hex."""
+    import hashlib  # late: it loads OpenSSL, and most commands hash nothing
+
+    import xxhash
+
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 

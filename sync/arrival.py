@@ -20,7 +20,8 @@ from sync.far import HASH, hash_all
 from sync.host import Host
 from sync.parts import CHECKPOINT, GROWING, MANIFEST, Files
 from sync.progress import transfer
-from sync.pulled import Entry, Pulled, Record
+from sync.pulled import Pulled
+from sync.record import Entry, Record
 from sync.rsync import PARTIAL
 
 ROUNDS = 3  # of fetching what changed on the way

@@ -12,7 +12,8 @@ from sync.far import HASH, hash_all, list_files
 from sync.host import Host
 from sync.judge import HERE, Fault, Found, Written, judge
 from sync.parts import CHECKPOINT, MANIFEST, below
-from sync.pulled import Entry, Pulled, Record
+from sync.pulled import Pulled
+from sync.record import Entry, Record
 
 
 @dataclass

@@ -8,51 +8,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.profiles import profile_file, profile_names
-from pipeline.errors import RunFailed, UserError, nearest
-from sync.parts import Files
+from pipeline.errors import RunFailed, UserError
 from sync.session import Session
+
+if TYPE_CHECKING:
+    from sync.listing import Listing
 
 KEPT = "10m"  # how long the connection stays after its last use
 
 Hashed = tuple[str, list[Any] | None]  # a file's name and its [size, mtime, hash]; None where it is gone
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What lies in the runs' folder ``root`` there at ``time``, by its clock: files of the runs asked for, and names of all runs.
-
-    ``digests``: of each run's listing. ``same``: runs whose listing is the one that was known; their files are not told again.
-    """
-
-    root: str
-    time: float
-    files: dict[str, Files]
-    names: list[str]
-    digests: dict[str, str]
-    same: list[str]
-
-
-@dataclass
 class Host:
     """``name``: of the profile, which says the rest in its text ``profile``.
 
     ``address``: as ssh takes it. ``folder``: the project there; ``runs``: its run folders.
     """
 
-    name: str
-    address: str
-    folder: str
-    runs: str
-    profile: str = ""
-    _session: Session | None = None
+    def __init__(self, name: str, address: str, folder: str, runs: str, profile: str = "") -> None:
+        self.name, self.address, self.folder, self.runs, self.profile = name, address, folder, runs, profile
+        self._session: Session | None = None
 
     # -- the connection -------------------------------------------------------------------------------------------
 
@@ -69,16 +50,19 @@ class Host:
         ]
         return ["ssh", *(word for option in options for word in ("-o", option))]
 
-    def connect(self) -> None:
-        """Open the connection where there is none. RunFailed where the host cannot be reached."""
+    def begin(self) -> None:
+        """Start what answers there, through the connection if there is one, and wait for nothing."""
+        self._session = self._session or Session(self.name, self.ssh, self.address, self.folder)
+
+    def connect(self) -> Session:
+        """Open the connection, and start what answers there. RunFailed where the host cannot be reached."""
         try:
-            if subprocess.run([*self.ssh, "-O", "check", self.address], capture_output=True).returncode == 0:
-                return
             code, said = self._open()
         except FileNotFoundError:
             raise RunFailed("there is no ssh on this machine; install OpenSSH's client.") from None
         if code:
             raise RunFailed(f"ssh {self.address} does not connect: {said or f'exit code {code}'}")
+        return Session(self.name, self.ssh, self.address, self.folder)
 
     def _open(self) -> tuple[int, str]:
         """ssh's exit code and its last words. Without a terminal nobody can answer it: it fails where it would ask."""
@@ -87,13 +71,15 @@ class Host:
         if sys.stderr.isatty():  # what the cluster says of its second factor belongs to the question
             return subprocess.run(command, stdout=subprocess.DEVNULL).returncode, "see above"
         # Not through a pipe: the connection outlives this command and would hold it open.
+        import tempfile
+
         with tempfile.TemporaryFile() as text:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=text, stderr=text).returncode
             text.seek(0)
             return code, " ".join(text.read().decode(errors="replace").strip().splitlines()[-3:])
 
     def __enter__(self) -> Host:
-        self.connect()
+        self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,18 +91,31 @@ class Host:
     # -- requests -------------------------------------------------------------------------------------------------
 
     def ask(self, do: str, root: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Ask at once (``sync.far``); the lines of the answer are read as they come. RunFailed where the far side fails or goes away."""
-        self._session, session = None, self._session or Session(self.name, [*self.ssh, self.address], self.folder)
+        """Ask at once (``sync.far``); the lines of the answer are read as they come.
+
+        With the first one the connection is opened where there was none. RunFailed where the far side cannot be reached, fails, or
+        goes away.
+        """
+        self.begin()
+        session, self._session = self._session, None
+        assert session is not None
+        request = {"do": do, "root": root, **facts}
         try:
-            session.ask({"do": do, "root": root, **facts})
+            session.ask(request)
         except BaseException:
             session.close()
             raise
-        return self._answers(session)
+        return self._answers(session, request)
 
-    def _answers(self, session: Session) -> Iterator[dict[str, Any]]:
+    def _answers(self, session: Session, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The session may be asked again when it has answered; one that failed in the middle is not."""
         try:
+            if not session.ready():
+                session.close()
+                session = self.connect()
+                session.ask(request)
+            if not session.ready():
+                raise RunFailed(f"ssh {self.address} does not keep its connection; look there for what ends it.")
             yield from session.answers()
             self._session = session
         finally:
@@ -131,23 +130,12 @@ class Host:
         Args:
             known: by run the digest of a listing that need not be told again.
 
-        Returns a function that waits for the answer: the cluster looks while this side does something else. It raises RunFailed where
-        there is no folder of runs, UserError where none is called so.
+        Returns a function that waits for the answer (``read_listing``): the cluster looks while this side does something else.
         """
-        lines = self.ask("list", self.runs, run=run, tops=tops, known=dict(known or {}))
-        return lambda: self._listing(run, *lines)
+        from sync.listing import read_listing  # late: it loads while the cluster looks
 
-    def _listing(self, run: str | None, head: dict[str, Any], names: dict[str, Any], *found: dict[str, Any]) -> Listing:
-        if not head["exists"]:
-            raise RunFailed(f"{self.name} has no folder {head['root']} (profile '{self.name}': runs, or ssh.folder).")
-        if run is not None and not found:
-            near = nearest(run, names["runs"] if "/" in run else {name.partition("/")[0] for name in names["runs"]})
-            shown = ", ".join(names["runs"][-10:]) or "none yet"
-            raise UserError(f"{self.name} has no run '{run}'.{near} Runs there: {shown}.")
-        told = {line["run"]: line["files"] for line in found if line["files"] is not None}
-        files = {name: {n: facts for n, facts in listed.items() if _inside(n)} for name, listed in told.items()}
-        digests = {line["run"]: line["digest"] for line in found}
-        return Listing(head["root"], head["time"], files, names["runs"], digests, sorted(digests.keys() - told.keys()))
+        lines = self.ask("list", self.runs, run=run, tops=tops, known=dict(known or {}))
+        return lambda: read_listing(self.name, run, *lines)
 
     def hashes(self, root: str, files: Iterable[tuple[str, int | None]]) -> tuple[str, Iterator[Hashed]]:
         """The algorithm there, and by it the hashes of files below ``root``, each up to a length if one is given, in any order.
@@ -177,11 +165,6 @@ class Host:
 
         words = [*options, "-l", "-p", "-I", "--delay-updates", f"{source}/", f"{self.address}:{plain(root)}/"]
         rsync(self.name, self.ssh, words, names, told)
-
-
-def _inside(name: str) -> bool:
-    """Whether a name from there stays within the folder it is put in."""
-    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def find_host(name: str, seen: Mapping[str, Any] | None = None) -> Host:

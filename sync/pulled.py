@@ -14,44 +14,26 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunFailed
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import read_json, write_json
 from sync.far import digest_of, list_files
 
 if TYPE_CHECKING:
     from sync.host import Host
+    from sync.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMAT = 1
 PATIENCE = 15.0  # seconds to wait for a command that is just ending
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One file as it came: its size, xxh3_128, and when it was changed last, in ns: there (-1: it has grown since) and here.
-
-    ``other``: its blake2b, where the cluster's Python had no xxhash to compare it by.
-    """
-
-    size: int
-    hash: str
-    changed_there: int
-    changed_here: int
-    other: str = ""
-
-
-Record = dict[str, Entry]  # by name within the run
-
-
-@dataclass(frozen=True)
 class Pulled:
-    """One cluster's runs on this machine."""
+    """One cluster's runs on this machine, below the folder ``root``."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     records = property(lambda self: self.root / ".sync" / "records")
     incoming = property(lambda self: self.root / ".sync" / "incoming")
@@ -61,23 +43,14 @@ class Pulled:
 
     def record(self, run: str) -> Record:
         """What came of a run; empty where nothing did. ValueError where the record itself is damaged."""
-        from pipeline.manifest import unsealed  # late: a look at what has not changed reads no record
+        from sync.record import read_record  # late: a look at what has not changed reads none
 
-        try:
-            tree = unsealed(self.record_file(run).read_bytes())
-        except FileNotFoundError:
-            return {}
-        if tree["format"] != FORMAT:
-            raise ValueError(f"it is of format {tree['format']}, this version reads {FORMAT}")
-        return {name: Entry(*facts) for name, facts in tree["files"].items()}
+        return read_record(self.record_file(run))
 
     def write_record(self, run: str, record: Record) -> None:
-        from pipeline.manifest import sealed
+        from sync.record import write_record
 
-        path = self.record_file(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = {name: list(vars(entry).values()) for name, entry in sorted(record.items())}
-        write_atomic(path, sealed({"format": FORMAT, "run": run, "files": files}))
+        write_record(self.record_file(run), run, record)
 
     def digest_here(self, run: str, tops: list[str]) -> str:
         """A word for how a run lies here, its record included: another one after any change."""

@@ -10,8 +10,9 @@ from pipeline.runs import HEARTBEAT_STALE, RunFolder
 from sync.arrival import bring
 from sync.check import Checked
 from sync.far import HASH
-from sync.host import Host, Listing
+from sync.host import Host
 from sync.judge import HERE, THERE
+from sync.listing import Listing
 from sync.progress import say, transfer
 from sync.pulled import Pulled
 
