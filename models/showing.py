@@ -5,6 +5,7 @@ Shapes: C mel bands, T frames, A audio channels, n samples.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,20 @@ def write_audio(path: Path, log_mel: Tensor, spec: MelSpec) -> Path:
 
 
 def write_wave(path: Path, wave: Tensor, sample_rate: int) -> Path:
-    """A rendered waveform (n) or (A, n) as 16-bit WAV, faded at both ends, turned down where it would clip."""
+    """A rendered waveform (n) or (A, n) as 16-bit WAV, faded at both ends, turned down where it would clip.
+
+    OSError where it cannot be written.
+    """
     audio = wave.float().cpu().numpy()
     ramp = np.minimum(1, np.arange(audio.shape[-1]) / (FADE * sample_rate))
     audio = audio * ramp * ramp[::-1]
     path.parent.mkdir(parents=True, exist_ok=True)
     audio = audio / max(1.0, float(np.abs(audio).max(initial=0.0)) / 0.99)
-    soundfile.write(path, audio.T, sample_rate, subtype="PCM_16")
+    whole = (
+        io.BytesIO()
+    )  # not into the file: what a full disk says to libsndfile is no OSError, and would end a training
+    soundfile.write(whole, audio.T, sample_rate, format="WAV", subtype="PCM_16")
+    path.write_bytes(whole.getvalue())
     return path
 
 

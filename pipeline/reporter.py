@@ -141,7 +141,7 @@ class Reporter:
             self._run.record(name, attempt=self._attempt, **facts)
         except OSError as error:
             message = f"{self._run.history_file} cannot be written ({error.strerror}): {otherwise}"
-            raise RunFailed(f"{self._run.name}: {message}; make room and launch again.") from error
+            raise RunFailed(f"{self._run.name}: {message}; make room or mend that, and launch again.") from error
 
     def may_write(self) -> bool:
         return self._run.holds_lease(self._attempt)

@@ -217,7 +217,7 @@ class Trainer:
         """A run whose last weights are not on disk is not complete."""
         assert self.reporter is not None
         if self.at.step not in self.run.steps():
-            message = f"the last checkpoint could not be written; make room in {self.run.path} and launch again"
+            message = f"the last checkpoint could not be written; make room in {self.run.path}, or mend its disk, and launch again"
             self.reporter.failed(self.at.step, message)
             raise RunFailed(f"{self.run.name}: {message}.")
 

@@ -1,5 +1,7 @@
 """What every system reads recordings, cuts windows and shows waveforms with."""
 
+import resource
+
 import numpy as np
 import pytest
 import soundfile
@@ -67,3 +69,14 @@ def test_waves_are_written_and_drawn(tmp_path):
     assert audio[0, 0] == 0 and audio[-1, 0] == 0, "faded"
     rows = [("stem", [("mono", loud[0]), ("stereo", loud)]), ("short", [("few samples", torch.zeros(3))])]
     assert write_waveforms(tmp_path / "waves.png", "Waves", rows, 16000).stat().st_size > 5000
+
+
+def test_a_disk_that_fills_while_a_wave_is_written_is_an_error_of_the_disk(tmp_path):
+    """A limit on file size is a write that fails for real; the trainer lives through an OSError, and nothing else, of its samples."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_wave(tmp_path / "long.wav", torch.zeros(100_000), 16000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
