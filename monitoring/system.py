@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from monitoring.sidecar import beside, stand_back
+from pipeline.gpus import Device, NoGpus, Reading, all_devices, find_device, load_library
 from pipeline.journal import Journal
 from pipeline.runs import RunFolder
 from pipeline.world import World
@@ -72,59 +73,46 @@ class Host:
 
 
 class Gpus:
-    """The job's GPUs, by NVIDIA's management library; none where there is no such library, driver or GPU."""
+    """The job's GPUs; none where nobody can be asked about them, which is told once."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._nvml: Any = None
+        self._library: Any = None
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-        except ImportError:
-            print("no system metrics of GPUs: nvidia-ml-py is not installed", file=sys.stderr)
-        except pynvml.NVMLError as error:
+            self._library = load_library()
+        except NoGpus as error:
             print(f"no system metrics of GPUs: {error}", file=sys.stderr)
 
     def look(self) -> dict[str, float]:
-        """Load, memory and power of each, numbered as the job numbers them."""
-        found: dict[str, float] = {}
+        """Load, memory and power of each, numbered as the job numbers them; a part of a GPU (MIG) tells no load and no power."""
+        found = {}
         for number, gpu in enumerate(self._own()):
-            for name, value in self._facts(gpu):
+            for name, value in _facts(gpu.read()):
                 found[f"gpu_{number}_{name}"] = value
         return found
 
-    def _own(self) -> list[Any]:
+    def _own(self) -> list[Device]:
         """Those that ``CUDA_VISIBLE_DEVICES`` names, as SLURM sets it; without it those on which a process of the job runs."""
-        if self._nvml is None:
+        if self._library is None:
             return []
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         if given is not None:
-            return [gpu for word in given.split(",") if (gpu := self._named(word.strip())) is not None]
+            words = (word.strip() for word in given.split(","))
+            return [gpu for word in words if (gpu := find_device(self._library, word)) is not None]
         pids = {process.pid for process in self._host.processes()}
-        every = [self._nvml.nvmlDeviceGetHandleByIndex(n) for n in range(self._nvml.nvmlDeviceGetCount())]
-        return [gpu for gpu in every if pids & {p.pid for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}]
+        return [gpu for gpu in all_devices(self._library) if pids & gpu.pids()]
 
-    def _named(self, word: str) -> Any | None:
-        try:
-            if word.isdigit():
-                return self._nvml.nvmlDeviceGetHandleByIndex(int(word))
-            return self._nvml.nvmlDeviceGetHandleByUUID(word) if word else None
-        except self._nvml.NVMLError:
-            return None  # -1 and what is none of ours end CUDA's list, too
 
-    def _facts(self, gpu: Any) -> Iterator[tuple[str, float]]:
-        try:
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(gpu)
-            yield "memory_usage_megabytes", memory.used / MEGABYTE
-            yield "memory_usage_percentage", 100 * memory.used / memory.total
-            yield "utilization_percentage", float(self._nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
-            watts = self._nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
-            yield "power_usage_watts", watts
-            yield "power_usage_percentage", 100_000 * watts / self._nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)
-        except self._nvml.NVMLError:
-            return  # a part of a GPU (MIG) tells no load and no power
+def _facts(told: Reading) -> Iterator[tuple[str, float]]:
+    if told.memory is not None and told.total:
+        yield "memory_usage_megabytes", told.memory / MEGABYTE
+        yield "memory_usage_percentage", 100 * told.memory / told.total
+    if told.use is not None:
+        yield "utilization_percentage", 100 * told.use
+    if told.power is not None:
+        yield "power_usage_watts", told.power
+        if told.limit:
+            yield "power_usage_percentage", 100 * told.power / told.limit
 
 
 class Means:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.gpus import Gpu, own_gpu
+from pipeline.gpus import Device, Gpu, own_gpu
 from pipeline.pulse import gpus_of
 
 
@@ -43,7 +43,7 @@ def test_a_gpu_tells_its_use_over_five_minutes_its_memory_its_power_and_the_ener
         nvmlDeviceGetPowerUsage=[100_000, 400_000, 300_000, 350_000],
         nvmlDeviceGetTotalEnergyConsumption=[7_000_000, 7_500_000, 8_000_000, 9_000_000],
     )
-    gpu = Gpu(library, "handle")
+    gpu = Gpu(Device(library, "handle"))
     first = gpu.look(now=0.0)
     assert (first.use, first.energy, first.power, first.seconds) == (0.0, 0.0, 100.0, 0.0)
     assert gpu.look(now=10.0).use == 0.5
@@ -54,7 +54,7 @@ def test_a_gpu_tells_its_use_over_five_minutes_its_memory_its_power_and_the_ener
 
 
 def test_without_a_counter_energy_is_power_times_time_and_what_a_device_does_not_tell_is_not_known():
-    gpu = Gpu(Recorded(nvmlDeviceGetPowerUsage=[100_000, 300_000, None]), "handle")
+    gpu = Gpu(Device(Recorded(nvmlDeviceGetPowerUsage=[100_000, 300_000, None]), "handle"))
     assert gpu.look(now=0.0).energy == 0.0
     assert gpu.look(now=10.0).energy == pytest.approx(2000.0)
     silent = gpu.look(now=20.0)
@@ -62,7 +62,7 @@ def test_without_a_counter_energy_is_power_times_time_and_what_a_device_does_not
 
 
 def test_a_driver_that_was_loaded_anew_gives_nothing_back():
-    gpu = Gpu(Recorded(nvmlDeviceGetTotalEnergyConsumption=[9_000_000, 5_000]), "handle")
+    gpu = Gpu(Device(Recorded(nvmlDeviceGetTotalEnergyConsumption=[9_000_000, 5_000]), "handle"))
     gpu.look(now=0.0)
     assert gpu.look(now=1.0).energy == 0.0
 
