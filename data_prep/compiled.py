@@ -1,4 +1,4 @@
-"""The two loops of preparation that NumPy has no one pass for, compiled by numba: K-weighting, and adding up a tile of stems.
+"""The loops of preparation that NumPy has no one pass for, compiled by numba: K-weighting, and adding up a tile of stems.
 
 Not ``fastmath``: every rounding is where it is written, so other processors give the same bits. Compiled once for a kind of processor,
 and kept beside the bytecode. Imported where it is called: what only looks at a preparation does not wait for it.
@@ -59,4 +59,13 @@ def store(tile: np.ndarray, stems: np.ndarray) -> int:
             out[i] = np.int16(sample)
     for i in range(len(total)):
         low, high = min(low, total[i]), max(high, total[i])
-    return max(high, -low)
+    return int(max(high, -low))
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def store_scaled(tile: np.ndarray, gain: np.float32, stems: np.ndarray) -> None:
+    """``tile`` int32 (S, n) times ``gain``, in float32, rounded to ``stems`` int16 (S, n)."""
+    for row in range(len(tile)):
+        samples, out = tile[row], stems[row]
+        for i in range(len(samples)):
+            out[i] = np.int16(np.rint(np.float32(samples[i]) * gain))

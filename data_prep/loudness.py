@@ -63,7 +63,8 @@ def step_powers(tracks: Sequence[np.ndarray], rate: int) -> np.ndarray:
         for number, track in enumerate(tracks):
             if heard[number]:
                 weigh(np.ascontiguousarray(track[samples]), sections, states[number], step, powers[number, here], total)
-        powers[-1, here] = np.square(total.reshape(-1, step)).sum(axis=1)
+        cut = total.reshape(-1, step)
+        powers[-1, here] = np.einsum("ij,ij->i", cut, cut)
     return powers / (step * 32768.0**2)
 
 

@@ -107,7 +107,7 @@ def read_stems(item: Input, read: Callable[[str], bytes], rate: int) -> Stems:
 def _added_up(sources: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, float]:
     """int16 (S, length), each stem the sum of its sources (int16, or float32 of full scale 1), and the one gain applied to all: 1 unless
     a stem or their sum would clip."""
-    from data_prep.compiled import store
+    from data_prep.compiled import store, store_scaled
 
     stems, top = np.empty((len(sources), length), np.int16), 0.0
     for place, tile in _tiles(sources, length):
@@ -119,7 +119,10 @@ def _added_up(sources: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.
     gain = fitting_gain(top / FULL_SCALE)
     if gain < 1:
         for place, tile in _tiles(sources, length):
-            stems[:, place] = np.rint(tile.astype(np.float32) * np.float32(gain))
+            if tile.dtype == np.int32:
+                store_scaled(tile, np.float32(gain), stems[:, place])
+            else:
+                stems[:, place] = np.rint(tile * np.float32(gain))
     return stems, gain
 
 
