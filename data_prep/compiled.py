@@ -1,4 +1,4 @@
-"""The loops of preparation that NumPy has no one pass for, compiled by numba: K-weighting, and adding up a tile of stems.
+"""The loop of preparation that NumPy has no pass for, because each sample waits for the one before: K-weighting, compiled by numba.
 
 Not ``fastmath``: every rounding is where it is written, so other processors give the same bits. Compiled once for a kind of processor,
 and kept beside the bytecode. Imported where it is called: what only looks at a preparation does not wait for it.
@@ -33,39 +33,3 @@ def weigh(
             total[i] += y
         energies[number] = energy
     state[:] = np.array((x1, x2, u1, u2, y1, y2))
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def add(row: np.ndarray, wave: np.ndarray) -> None:
-    """``row`` int32 += ``wave`` int16, which may be shorter."""
-    for i in range(len(wave)):
-        row[i] += wave[i]
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def store(tile: np.ndarray, stems: np.ndarray) -> int:
-    """``tile`` int32 (S, n) to ``stems`` int16 (S, n), and the largest absolute sample of its rows and of their sum.
-
-    What does not fit into 16 bits is stored wrapped: the return value says so.
-    """
-    total = np.zeros(tile.shape[1], np.int32)
-    low, high = np.int32(0), np.int32(0)
-    for row in range(len(tile)):
-        samples, out = tile[row], stems[row]
-        for i in range(len(samples)):
-            sample = samples[i]
-            low, high = min(low, sample), max(high, sample)
-            total[i] += sample
-            out[i] = np.int16(sample)
-    for i in range(len(total)):
-        low, high = min(low, total[i]), max(high, total[i])
-    return int(max(high, -low))
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def store_scaled(tile: np.ndarray, gain: np.float32, stems: np.ndarray) -> None:
-    """``tile`` int32 (S, n) times ``gain``, in float32, rounded to ``stems`` int16 (S, n)."""
-    for row in range(len(tile)):
-        samples, out = tile[row], stems[row]
-        for i in range(len(samples)):
-            out[i] = np.int16(np.rint(np.float32(samples[i]) * gain))

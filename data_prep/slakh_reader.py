@@ -107,39 +107,29 @@ def read_stems(item: Input, read: Callable[[str], bytes], rate: int) -> Stems:
 def _added_up(sources: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, float]:
     """int16 (S, length), each stem the sum of its sources (int16, or float32 of full scale 1), and the one gain applied to all: 1 unless
     a stem or their sum would clip."""
-    from data_prep.compiled import store, store_scaled
-
     stems, top = np.empty((len(sources), length), np.int16), 0.0
     for place, tile in _tiles(sources, length):
-        if tile.dtype == np.int32:
-            top = max(top, float(store(tile, stems[:, place])))
-        else:
-            top = max(top, peak(tile), peak(tile.sum(axis=0, dtype=tile.dtype)))
-            stems[:, place] = np.rint(tile)
+        top = max(top, peak(tile), peak(tile.sum(axis=0, dtype=tile.dtype)))
+        stems[:, place] = tile if tile.dtype == np.int32 else np.rint(tile)
     gain = fitting_gain(top / FULL_SCALE)
     if gain < 1:
         for place, tile in _tiles(sources, length):
-            if tile.dtype == np.int32:
-                store_scaled(tile, np.float32(gain), stems[:, place])
-            else:
-                stems[:, place] = np.rint(tile * np.float32(gain))
+            stems[:, place] = np.rint(tile.astype(np.float32) * np.float32(gain))
     return stems, gain
 
 
 def _tiles(sources: Sequence[Sequence[np.ndarray]], length: int) -> Iterator[tuple[slice, np.ndarray]]:
     """The stems piece by piece, (S, TILE) at full scale 32768: int32, and so exact, where all sources are int16, else float32."""
-    from data_prep.compiled import add
-
     whole = all(wave.dtype == np.int16 for waves in sources for wave in waves)
     for start in range(0, length, TILE):
         place = slice(start, min(start + TILE, length))
         tile = np.zeros((len(sources), place.stop - start), np.int32 if whole else np.float32)
         for row, waves in zip(tile, sources, strict=True):
-            for wave in waves:
-                if whole:
-                    add(row, wave[place])
+            for number, wave in enumerate(waves):
+                piece = wave[place] if whole else as_float(wave[place]) * np.float32(FULL_SCALE)
+                if number == 0:
+                    row[: len(piece)] = piece  # a copy that converts is faster than a sum that does
                 else:
-                    piece = as_float(wave[place]) * np.float32(FULL_SCALE)
                     np.add(row[: len(piece)], piece, out=row[: len(piece)])
         yield place, tile
 
