@@ -1,27 +1,21 @@
-"""Integrated loudness by ITU-R BS.1770-4, without filtering sample by sample.
+"""Integrated loudness by ITU-R BS.1770-4.
 
-The K-weighting is a cascade of two recursive filters, in which every sample waits for the one before. Here L samples are filtered at
-once: with the state s before a block x of L samples, its output is x T + s O and the next state x C + s P. So matrix products do the
-work, and a recursion is left between blocks alone. It is the same filter, not an approximation. In double precision, so that what
-different processors round differently is far below what is recorded. Source: Burrus, "Block realization of digital filters", IEEE
-Trans. Audio Electroacoust. 20 (1972).
+The K-weighting is a cascade of two recursive filters in double precision, in which every sample waits for the one before: a compiled
+loop (``compiled.weigh``), given pieces of the tracks that fit into a core's cache, so that their sum is measured without a further
+filter.
 
-Shape legend: n samples, B blocks of L samples, H steps of 100 ms.
+Shape legend: n samples, H steps of 100 ms.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-LANES = 8  # float64 in the widest of vector registers
-LONGEST_BLOCK = 50  # L is the largest that divides a step
-TILE = 256  # blocks that are at work at a time: what fits into a core's cache
 STEPS = 10  # a second
+TILE = 8  # steps that are at work at a time: what fits into a core's cache
 GATED = 4  # steps in a gating block: 400 ms, overlapping by three quarters
 OFFSET = -0.691  # dB
 QUIETEST = -70.0  # LUFS, the absolute gate: what lies below counts as silence
@@ -47,38 +41,6 @@ def k_weighting(rate: int) -> np.ndarray:
     return np.array([first, [1, -2, 1, 1, 2 * (k * k - 1) / poles, (1 - k / q + k * k) / poles]])
 
 
-@dataclass(frozen=True)
-class _BlockFilter:
-    """``output`` (L + 4, W): T above O, and zeros to the width W that vector units like. ``drive`` (L, 4): C. ``pairs``
-    (2, 2, 2): P, in a basis in which the state falls into two pairs that do not touch."""
-
-    block: int
-    output: np.ndarray
-    drive: np.ndarray
-    pairs: np.ndarray
-
-
-@lru_cache
-def _block_filter(rate: int) -> _BlockFilter:
-    from scipy.linalg import solve_sylvester
-    from scipy.signal import sosfilt
-
-    step = rate // STEPS
-    assert step * STEPS == rate, rate
-    block = max(length for length in range(1, LONGEST_BLOCK + 1) if step % length == 0)
-    sections = k_weighting(rate)
-    response, left = sosfilt(sections, np.eye(block), zi=np.zeros((2, block, 2)))
-    states = np.eye(4).reshape(4, 2, 2).transpose(1, 0, 2)
-    ringing, kept = sosfilt(sections, np.zeros((4, block)), zi=states)
-    drive, after = left.transpose(1, 0, 2).reshape(block, 4), kept.transpose(1, 0, 2).reshape(4, 4)
-    # The shelf's state feeds the high-pass' one: after = [[a, b], [0, d]]. In the basis s (1 z; 0 1) it does not
-    basis = np.eye(4)
-    basis[:2, 2:] = solve_sylvester(after[:2, :2], -after[2:, 2:], -after[:2, 2:])
-    output = np.pad(np.vstack([response, np.linalg.solve(basis, ringing)]), [(0, 0), (0, -block % LANES)])
-    pairs = np.stack([after[:2, :2], after[2:, 2:]])
-    return _BlockFilter(block, output, drive @ basis, pairs)
-
-
 def step_powers(tracks: Sequence[np.ndarray], rate: int) -> np.ndarray:
     """The mean square, K-weighted, of every whole step of 100 ms of ``tracks``, int16 (n,), full scale 1; and of their sum.
 
@@ -87,47 +49,23 @@ def step_powers(tracks: Sequence[np.ndarray], rate: int) -> np.ndarray:
     Args:
         rate: in Hz, a multiple of STEPS.
     """
-    weighting, step = _block_filter(rate), rate // STEPS
-    blocks = len(tracks[0]) // step * (step // weighting.block)
-    cut = [track[: blocks * weighting.block].reshape(blocks, weighting.block) for track in tracks]
-    states = [_states(track, weighting) if track.any() else None for track in cut]
-    powers = np.zeros((len(tracks) + 1, blocks))
-    before = np.empty((TILE, weighting.block + 4))  # of each block its samples, and the state before it
-    for start in range(0, blocks, TILE):
-        here = slice(start, min(start + TILE, blocks))
-        size = here.stop - start
-        total = np.zeros((size, weighting.output.shape[1]))
-        for row, track, state in zip(powers, cut, states, strict=False):
-            if state is not None:
-                before[:size, : weighting.block], before[:size, weighting.block :] = track[here], state[here]
-                weighted = before[:size] @ weighting.output
-                row[here] = np.einsum("ij,ij->i", weighted, weighted)
-                total += weighted
-        powers[-1, here] = np.einsum("ij,ij->i", total, total)
-    return powers.reshape(len(powers), -1, step // weighting.block).sum(axis=2) / (step * 32768.0**2)
+    from data_prep.compiled import weigh
 
-
-def _states(blocks: np.ndarray, weighting: _BlockFilter) -> np.ndarray:
-    """(B, L) -> (B, 4), the state before each block; at rest before the first.
-
-    By Cayley and Hamilton a pair obeys t[k] = tr(p) t[k - 1] - det(p) t[k - 2] + u[k] + u[k - 1] (p - tr(p)), where u is what the blocks
-    add: with that each member is filtered for itself.
-    """
-    from scipy.signal import lfilter
-
-    driven = np.empty((4, len(blocks)))
-    for start in range(0, len(blocks), TILE):
-        here = slice(start, start + TILE)
-        driven[:, here] = (blocks[here].astype(np.float64) @ weighting.drive).T
-    states = np.zeros((len(blocks), 4))
-    for own, pair in enumerate(weighting.pairs):
-        pushed = driven[2 * own : 2 * own + 2]
-        later = (pair - np.trace(pair) * np.eye(2)).T @ pushed[:, :-1]
-        pushed[:, 1:] += later
-        states[1:, 2 * own : 2 * own + 2] = lfilter(
-            [1.0], [1.0, -np.trace(pair), np.linalg.det(pair)], pushed[:, :-1]
-        ).T
-    return states
+    sections, step = k_weighting(rate), rate // STEPS
+    assert step * STEPS == rate, rate
+    steps = len(tracks[0]) // step
+    states, powers = np.zeros((len(tracks), 6)), np.zeros((len(tracks) + 1, steps))
+    heard = [bool(track.any()) for track in tracks]
+    for start in range(0, steps, TILE):
+        here = slice(start, min(start + TILE, steps))
+        samples = slice(here.start * step, here.stop * step)
+        total = np.zeros(samples.stop - samples.start)
+        for number, track in enumerate(tracks):
+            if heard[number]:
+                weigh(np.ascontiguousarray(track[samples]), sections, states[number], step, powers[number, here], total)
+        cut = total.reshape(-1, step)
+        powers[-1, here] = np.einsum("ij,ij->i", cut, cut)
+    return powers / (step * 32768.0**2)
 
 
 def integrated(powers: np.ndarray) -> float:

@@ -61,14 +61,16 @@ def encode(key: str, fields: Fields) -> list[bytes | memoryview]:
     return pieces
 
 
-def _npy(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """An array as a .npy file, in C order: header, and the array's own memory where it lies in that order."""
+def _npy(array: np.ndarray) -> list[bytes | memoryview]:
+    """An array as a .npy file, in C order: header, and the array's own memory where it, or every row of it, lies in that order."""
     if array.dtype.hasobject:
         raise ValueError("Object arrays would have to be pickled, and nothing is unpickled here")
     header = io.BytesIO()
-    whole = np.asarray(array, order="C")
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
-    return header.getvalue(), whole.reshape(-1).view(np.uint8).data
+    facts = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    # A segment is cut from a longer recording: its tracks do not follow on each other, and need not be copied for that
+    rows = [*array] if array.ndim == 2 and not array.flags.c_contiguous else [array]
+    return [header.getvalue(), *(np.asarray(row, order="C").reshape(-1).view(np.uint8).data for row in rows)]
 
 
 class ShardWriter:

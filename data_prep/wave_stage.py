@@ -24,6 +24,7 @@ LEVELS_DOWN = 2  # how far below --source a layout is looked for
 KEY_LENGTH = 48  # a member's name in a tar has 100 bytes, its field's name included
 SHARED_CODE = (
     "data_prep.audio",
+    "data_prep.compiled",
     "data_prep.levels:measure",
     "data_prep.loudness",
     "data_prep.segments",
