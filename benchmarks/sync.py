@@ -10,28 +10,32 @@ import argparse
 import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jobs.profiles
+from benchmarks.rows import Row, amount, hand_over, ratios
 from pipeline.errors import run_command
 from sync import pull, verify
 from tests.monitoring.run_factory import finished_run
 from tests.sync.cluster_runs import with_environment
 from tests.sync.far_side import FarSide, login_node
 
+REPEATS = 5
 RSYNC = shutil.which("rsync") or "rsync"  # not the laptop's poor one
 
 
-def median_seconds(work: Callable[[], object], times: int = 5) -> float:
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - began)
-    return sorted(took)[times // 2]
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def median_seconds(work: Callable[[], object], times: int) -> float:
+    return statistics.median(seconds(work) for _ in range(times))
 
 
 def plain_rsync(far: FarSide, target: Path) -> None:
@@ -54,13 +58,18 @@ def main() -> int:
         for number in range(args.files):
             (run.samples / f"{number:05d}.wav").write_bytes(os.urandom(1000))
         where = ["--to", str(far.here / "pulled")]
-        first = median_seconds(lambda: pull.main(["faraway", *where]), 1)
-        plain_first = median_seconds(lambda: plain_rsync(far, far.here / "plain"), 1)
-        again = median_seconds(lambda: pull.main(["faraway", *where]))
-        plain_again = median_seconds(lambda: plain_rsync(far, far.here / "plain"))
-        typed = median_seconds(
-            lambda: subprocess.run(far.line("pull", "faraway", *where), env=far.environment, check=True)
-        )
+        first = seconds(lambda: pull.main(["faraway", *where]))
+        plain_first = seconds(lambda: plain_rsync(far, far.here / "plain"))
+        turns = {
+            "pull": lambda: pull.main(["faraway", *where]),
+            "plain": lambda: plain_rsync(far, far.here / "plain"),
+            "typed": lambda: subprocess.run(far.line("pull", "faraway", *where), env=far.environment, check=True),
+        }
+        found: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(REPEATS):
+            for name, work in turns.items():
+                found[name].append(seconds(work))
+        again, plain_again, typed = (statistics.median(values) for values in found.values())
         big = run.checkpoints / "step_000000010"
         big.mkdir()
         for number in range(max(1, args.size // 200)):
@@ -77,6 +86,15 @@ def main() -> int:
             f"{args.files} unchanged: {again:.2f} s; plain rsync {plain_again:.2f} s; ratio {again / plain_again:.2f}"
         )
         print(f"  with Python's start: {typed:.2f} s; ratio {typed / plain_again:.2f}")
+        beside = f"plain rsync: {amount(found['plain'], 's')}"
+        hand_over(
+            "sync",
+            [
+                Row(f"{args.files:,} new files", amount([first], "s"), f"plain rsync: {amount([plain_first], 's')}", [first / plain_first]),
+                Row(f"{args.files:,} unchanged files", amount(found["pull"], "s"), beside, ratios(found["pull"], found["plain"])),
+                Row("the same, with Python's start", amount(found["typed"], "s"), beside, ratios(found["typed"], found["plain"])),
+            ],
+        )  # fmt: skip
         print(f"verify, warm cache: {size / offline:.2f} GB/s here alone, {size / online:.2f} GB/s on both sides")
     return 0
 
