@@ -1,6 +1,6 @@
 """How soon a trouble is known: a hang and a loss that is not finite, planted into a real training of two processes.
 
-    python -m benchmarks.alarm [--repeats 3]
+    python -m benchmarks.alarm [--repeats 2]
 
 The hang: rank 1 sleeps in its third step; from its last sign of life to the event in the run's history, over the threshold (the larger
 of ``trainer.hang_seconds``, here two seconds, and ten usual steps). The loss: rank 1's is NaN from a moment on, in a run that logs and
@@ -55,7 +55,7 @@ def compared(name: str, found: list[tuple[float, float, int | None]]) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     rows: list[Row] = []
     table = Table("planted on rank 1", "seconds until known, least .. most", "over the threshold", "rank named")

@@ -1,6 +1,6 @@
 """How fast samples reach the trainer: our loader beside a raw read of the same bytes, stock webdataset, and files.
 
-    python -m benchmarks.loader [--sizes 64K 1M 4M] [--megabytes 128] [--repeats 15] [--workers 1] [--folder DIR]
+    python -m benchmarks.loader [--sizes 64K 1M 4M] [--megabytes 128] [--repeats 9] [--workers 1] [--folder DIR]
 
 All of it from a warm page cache, in one run, the contenders taking turns; a ratio compares what one turn measured.
 - raw, thrown away: the shards from end to end, a sample's bytes at a time into one small buffer, xxh3 of each; nothing is kept.
@@ -194,7 +194,7 @@ def main() -> None:
         "--sizes", nargs="+", default=["64K", "1M", "4M"], metavar="SIZE", help="of a sample, in K or M bytes"
     )
     parser.add_argument("--megabytes", type=int, default=128, help="of each data set")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--folder", type=Path, help="where the data sets are made for the while (default: the system's)"

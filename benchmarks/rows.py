@@ -78,7 +78,8 @@ class Row:
         """Whether the median is what is asked; None where nothing is."""
         if self.at_most is None and self.at_least is None:
             return None
-        most, least = (math.inf if self.at_most is None else self.at_most), (self.at_least or -math.inf)
+        most = math.inf if self.at_most is None else self.at_most
+        least = -math.inf if self.at_least is None else self.at_least
         return least <= self.median <= most
 
 
