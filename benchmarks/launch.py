@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.pipeline.shard_factory import write_dataset
 
 
-def seconds(command: list[str], env: dict[str, str]) -> float:
+def seconds(command: list[str], env: dict[str, str] | None) -> float:
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     took = time.perf_counter() - began
