@@ -30,18 +30,7 @@ lint: setup
 	@$(VENV)/mypy
 
 bench: setup
-	@$(VENV)/python benchmarks/loader.py
-	@$(VENV)/python benchmarks/restore.py
-	@$(VENV)/python benchmarks/prepare.py
-	@$(VENV)/python benchmarks/prepare.py --dataset slakh --recipe slakh_stems --tracks 12 --times 8 --inputs-per-shard 1
-	@$(VENV)/python benchmarks/trainer.py
-	@$(VENV)/python benchmarks/checkpoint.py
-	@$(VENV)/python benchmarks/console.py
-	@$(VENV)/python -m benchmarks.launch
-	@$(VENV)/python -m benchmarks.mirror
-	@$(VENV)/python -m benchmarks.sync
-	@$(VENV)/python -m benchmarks.status
-	@$(VENV)/python -m benchmarks.alarm
+	@$(VENV)/python -m benchmarks
 
 # What was executed lies in build/; CD4MT_TRACKS and CD4MT_STEPS make it more than a try.
 notebook: setup

@@ -1,6 +1,6 @@
 """How long a training waits for a checkpoint, and how long until the disk has it: ours against what one would pick instead.
 
-    python benchmarks/checkpoint.py [--megabytes 200] [--repeats 5] [--step 1] [--folder DIR]
+    python -m benchmarks.checkpoint [--megabytes 200] [--repeats 5] [--step 1] [--folder DIR]
 
 One process holds weights, Adam's two moments and averages, together four times ``--megabytes``. All contenders end with the bytes on
 the disk (fsync). They take turns, so that what else happens on the machine happens to all of them.
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.rows import Row, amount, hand_over, ratios
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
 from pipeline.saving import Saver
@@ -93,7 +94,7 @@ class OursBeside:
         waited += time.perf_counter() - copied
         saved = self.saver.outcome(wait=True)
         assert saved is not None and saved.failure is None
-        return waited, time.perf_counter() - began
+        return waited, saved.seconds
 
 
 def compare(megabytes: int, repeats: int, step: float, base: Path) -> dict[str, list[tuple[float, float]]]:
@@ -136,6 +137,28 @@ def main() -> None:
         shares = [waited / took for waited, took in pairs]
         table.add_row(name, *(shown(list(v)) for v in zip(*pairs, strict=True)), shown(shares, percent=True))
     Console(width=120).print(table)
+    hand_over("checkpoint", compared(times))
+
+
+def compared(times: dict[str, list[tuple[float, float]]]) -> list[Row]:
+    """What is handed over: what the loop waits, beside torch's own two ways, and as a share of the writing."""
+    (mine, pairs), waited = list(times.items())[-1], {name: [w for w, _ in pairs] for name, pairs in times.items()}
+    told = {name: f"{name}: {amount(seconds, 's')}" for name, seconds in waited.items()}
+    rows = [
+        Row(
+            "what the loop waits for a checkpoint",
+            told[mine],
+            told[name],
+            ratios(waited[mine], waited[name]),
+            at_most=1,
+        )
+        for name in ("torch.save", "torch.distributed.checkpoint")
+    ]
+    written = f"until the disk has it: {amount([took for _, took in pairs], 's')}"
+    return [
+        *rows,
+        Row("the same, of its write time", told[mine], written, [w / t for w, t in pairs], "%", at_most=0.05),
+    ]
 
 
 def shown(values: list[float], *, percent: bool = False) -> str:

@@ -25,7 +25,7 @@ class FlacStage(Stage):
     segment: int = 6 * RATE
     sample_rate: ClassVar[int] = RATE
     dataset: ClassVar[str] = "flac"
-    code: ClassVar[tuple[str, ...]] = ("flac_stage",)
+    code: ClassVar[tuple[str, ...]] = ("benchmarks.flac_stage",)
 
     def scan(self, source: Path) -> list[Input]:
         return [

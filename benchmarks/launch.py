@@ -20,13 +20,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import Row, amount, hand_over
 from pipeline.manifest import MANIFEST, sealed, unsealed
 from tests.cluster.cluster import Cluster
 from tests.conftest import ROOT
 from tests.pipeline.shard_factory import write_dataset
 
 
-def seconds(command: list[str], env: dict[str, str]) -> float:
+def seconds(command: list[str], env: dict[str, str] | None) -> float:
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     took = time.perf_counter() - began
@@ -48,7 +49,9 @@ def main() -> None:
         cluster.up()
         try:
             cluster.sbatch("--output=/dev/null", "--partition=gpu", "--nodes=3", "--exclusive", "--wrap", "sleep 600")
-            show(measure(cluster, folder, args.repeats))
+            found = measure(cluster, folder, args.repeats)
+            show(found)
+            hand_over("launch", compared(found))
         finally:
             cluster.down()
 
@@ -69,6 +72,18 @@ def measure(cluster: Cluster, folder: Path, repeats: int) -> dict[str, list[floa
             for name, value in took.items():
                 found[name].append(value)
     return found
+
+
+def compared(found: dict[str, list[float]]) -> list[Row]:
+    told = {name: f"{name}: {amount(values, 's')}" for name, values in found.items()}
+    python, sbatch, launch, dry = found.values()
+    beyond = [a - b - c for a, b, c in zip(launch, python, sbatch, strict=True)]
+    dry_beyond = [a - b for a, b in zip(dry, python, strict=True)]
+    both = f"plain {told['sbatch']}; {told['interpreter']}"
+    return [
+        Row("from Enter to accepted by SLURM, beyond both", told["launch.py"], both, beyond, "s"),
+        Row("a dry run, beyond the interpreter", told["launch.py --dry-run"], told["interpreter"], dry_beyond, "s", at_most=0.6),
+    ]  # fmt: skip
 
 
 def show(found: dict[str, list[float]]) -> None:

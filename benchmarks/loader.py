@@ -1,12 +1,13 @@
-"""How fast samples reach the trainer: our loader beside a raw read of the same bytes, and beside stock webdataset.
+"""How fast samples reach the trainer: our loader beside a raw read of the same bytes, stock webdataset, and files.
 
-    python benchmarks/loader.py [--sizes 64K 1M 4M] [--megabytes 128] [--repeats 15] [--workers 1] [--folder DIR]
+    python -m benchmarks.loader [--sizes 64K 1M 4M] [--megabytes 128] [--repeats 9] [--workers 1] [--folder DIR]
 
 All of it from a warm page cache, in one run, the contenders taking turns; a ratio compares what one turn measured.
 - raw, thrown away: the shards from end to end, a sample's bytes at a time into one small buffer, xxh3 of each; nothing is kept.
 - raw, into batches: the same bytes and checksum, into the memory of batches, of as many as a loader that reads ahead has.
 - loader: the training order (shuffled), checked, tensors. Once with its thread, once with processes.
 - webdataset: stock, shuffled, decoded and batched to tensors; it checks nothing.
+- torch DataLoader over files: a ``.npy`` a sample, shuffled, in the trainer's process and in processes; it checks nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import webdataset
 import xxhash
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.rows import Row, amount, hand_over, ratios
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
 from pipeline.manifest import FORMAT, MANIFEST, Manifest, read_manifest, sealed
@@ -37,6 +40,8 @@ from pipeline.workers import AHEAD
 UNITS = {"K": 1 << 10, "M": 1 << 20}
 SHARDS = 4
 PASSES = 4  # over the data in a turn: a turn of milliseconds would measure the machine's moods (stock webdataset: one, it is slow)
+THROWN, KEPT, OURS = "raw + xxh3, thrown away", "raw + xxh3, into batches", "loader, thread"
+STOCK, FILES = "stock webdataset", "torch DataLoader over files"
 IN_MEMORY = AHEAD + 2  # batches: those read ahead, the one being trained on and the one being read
 
 
@@ -102,16 +107,49 @@ def stock(manifest: Manifest, batch_size: int) -> float:
     return (time.perf_counter() - began) / count
 
 
+class Files(Dataset[torch.Tensor]):
+    """A folder of arrays, one a sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted(folder.glob("*.npy"))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.from_numpy(np.load(self._paths[number]))
+
+
+def write_files(folder: Path, manifest: Manifest) -> Files:
+    """The arrays of all samples as files."""
+    folder.mkdir()
+    with Loader(manifest, "train", batch_size=1) as batches:
+        for number, batch in zip(range(manifest.samples("train")), batches, strict=False):
+            np.save(folder / f"{number:08d}.npy", batch["latent"][0].numpy())
+    return Files(folder)
+
+
+def of_files(files: Files, batch_size: int, workers: int) -> float:
+    """Seconds a sample of torch's DataLoader; its processes stay from one pass to the next."""
+    batches = DataLoader(files, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    next(iter(batches))
+    began = time.perf_counter()
+    count = sum(len(batch) for _ in range(PASSES) for batch in batches)
+    return (time.perf_counter() - began) / count
+
+
 def measure(manifest: Manifest, batch_size: int, workers: int, repeats: int) -> dict[str, list[float]]:
-    shards = entries(manifest)
+    shards, files = entries(manifest), write_files(manifest.folder / "files", manifest)
     rows = np.empty((IN_MEMORY * batch_size, max(size for _, places in shards for _, size, _ in places)), np.uint8)
     rows.fill(0)  # empty and then filled: numpy asks for huge pages for the one, as the loader does, not for zeros
     contenders: dict[str, Callable[[], float]] = {
-        "raw + xxh3, thrown away": partial(raw, shards, rows[:1]),
-        "raw + xxh3, into batches": partial(raw, shards, rows),
-        "loader, thread": partial(loader, manifest, batch_size, 0),
+        THROWN: partial(raw, shards, rows[:1]),
+        KEPT: partial(raw, shards, rows),
+        OURS: partial(loader, manifest, batch_size, 0),
         f"loader, {workers} process(es)": partial(loader, manifest, batch_size, workers),
-        "stock webdataset": partial(stock, manifest, batch_size),
+        STOCK: partial(stock, manifest, batch_size),
+        FILES: partial(of_files, files, batch_size, 0),
+        f"{FILES}, {workers} process(es)": partial(of_files, files, batch_size, workers),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
@@ -120,12 +158,24 @@ def measure(manifest: Manifest, batch_size: int, workers: int, repeats: int) -> 
     return seconds
 
 
+def compared(size: str, sample_bytes: int, seconds: dict[str, list[float]]) -> list[Row]:
+    """What is handed over of one size: seconds a sample, ours over theirs."""
+
+    def rate(name: str) -> str:
+        return f"{name}: {amount([sample_bytes / statistics.median(seconds[name])], 'B/s')}"
+
+    rows = []
+    for base, most in ((KEPT, None), (STOCK, 1.0), (FILES, 1.0)):
+        values = ratios(seconds[OURS], seconds[base])
+        rows.append(Row(f"time a sample of {size}B, warm cache", rate(OURS), rate(base), values, at_most=most))
+    return rows
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
 
 
 def add_rows(table: Table, size: str, sample_bytes: int, seconds: dict[str, list[float]]) -> None:
-    thrown, kept, *_, stock_webdataset = seconds.values()
     for name, values in seconds.items():
         median = statistics.median(values)
         table.add_row(
@@ -133,7 +183,7 @@ def add_rows(table: Table, size: str, sample_bytes: int, seconds: dict[str, list
             name,
             f"{1 / median:,.0f} ({1 / min(values):,.0f})",
             f"{sample_bytes / median / 1e9:.2f}",
-            *(spread([b / a for a, b in zip(values, base, strict=True)]) for base in (thrown, kept, stock_webdataset)),
+            *(spread(ratios(seconds[base], values)) for base in (THROWN, KEPT, STOCK, FILES)),
         )
     table.add_section()
 
@@ -144,7 +194,7 @@ def main() -> None:
         "--sizes", nargs="+", default=["64K", "1M", "4M"], metavar="SIZE", help="of a sample, in K or M bytes"
     )
     parser.add_argument("--megabytes", type=int, default=128, help="of each data set")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--folder", type=Path, help="where the data sets are made for the while (default: the system's)"
@@ -158,18 +208,23 @@ def main() -> None:
         "x raw, thrown away",
         "x raw, into batches",
         "x webdataset",
+        "x DataLoader",
     )
     table = Table(
         *columns, title=f"median and spread of {args.repeats} repeats, warm page cache, {os.cpu_count()} cores"
     )
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for size in args.sizes:
             sample_bytes = int(size[:-1]) * UNITS[size[-1]]
             samples = max(64, (args.megabytes << 20) // sample_bytes)
             manifest = write_dataset(Path(folder) / size, sample_bytes, samples)
             batch_size = 64 if sample_bytes < 1 << 20 else 16
-            add_rows(table, size, sample_bytes, measure(manifest, batch_size, args.workers, args.repeats))
-    Console(width=140).print(table)
+            seconds = measure(manifest, batch_size, args.workers, args.repeats)
+            add_rows(table, size, sample_bytes, seconds)
+            rows += compared(size, sample_bytes, seconds)
+    Console(width=170).print(table)
+    hand_over("loader", rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How fast a dataset is prepared, beside the bare decoding and resampling of the same files on the same cores.
 
-    python benchmarks/prepare.py [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]       a recipe that only decodes and resamples
-    python benchmarks/prepare.py --dataset slakh [--tracks 12] [--times 8] [--rate 48000]        a real recipe, on a demo corpus
-    python benchmarks/prepare.py --dataset NAME --source DIR [--recipe R]                        the same for a real dataset
+    python -m benchmarks.prepare [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]       a recipe that only decodes and resamples
+    python -m benchmarks.prepare --dataset slakh [--tracks 12] [--times 8] [--rate 48000]        a real recipe, on a demo corpus
+    python -m benchmarks.prepare --dataset NAME --source DIR [--recipe R]                        the same for a real dataset
 
 - bare: every audio file that the recipe reads is read, decoded to float32 and, where it has another rate than the recipe's, resampled by
   soxr VHQ, in processes that share the files out beforehand; nothing is added up, cut, measured, hashed or written.
@@ -30,10 +30,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from flac_stage import FlacStage, write_source
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flac_stage import FlacStage, write_source
+from benchmarks.rows import Row, amount, hand_over, ratios
 from data_prep import demo
 from data_prep.engine import prepare
 from data_prep.finish import finish
@@ -103,8 +104,19 @@ def measure(stage: Stage, source: Path, folder: Path, repeats: int) -> dict[str,
     return seconds
 
 
-def spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
+
+
+def compared(what: str, seconds: dict[str, list[tuple[float, float]]]) -> list[Row]:
+    """What is handed over: the time that preparing takes, over bare decoding's, with 1 and with 2 processes."""
+    rows = []
+    for processes in PROCESSES:
+        (bare_name, mine_name) = (f"{name}, {processes} process(es)" for name in ("bare", "prepared"))
+        ours, theirs = ([passed for passed, _ in seconds[name]] for name in (mine_name, bare_name))
+        told = (f"{mine_name}: {amount(ours, 's')}", f"decoding and resampling alone: {amount(theirs, 's')}")
+        rows.append(Row(f"preparing {what}, {processes} process(es)", *told, ratios(ours, theirs)))
+    return rows
 
 
 def show(seconds: dict[str, list[tuple[float, float]]], inputs: int) -> None:
@@ -160,7 +172,9 @@ def main() -> None:
         else:
             stage = FlacStage("flac_stems", inputs_per_shard=1)
             write_source(source, args.tracks or 24, args.seconds)
-        show(measure(stage, source, Path(name) / "out", args.repeats), len(stage.scan(source)))
+        seconds = measure(stage, source, Path(name) / "out", args.repeats)
+        show(seconds, len(stage.scan(source)))
+    hand_over("prepare", compared(args.recipe or args.dataset or "FLAC stems", seconds))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What it costs to go on with a run at any position of a very large dataset: seconds and memory up to the first batch.
 
-    python benchmarks/restore.py [--shards 10000] [--samples 10000] [--repeats 5] [--folder DIR]
+    python -m benchmarks.restore [--shards 10000] [--samples 10000] [--repeats 5] [--folder DIR]
 
 A dataset of ``shards`` x ``samples`` (one shard's files, and links to them under all the other names) is restored in fresh
 processes, each at another position; from a warm page cache. Told are the parts, and how much the process has grown by each.
@@ -23,6 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import Row, hand_over
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
 from pipeline.manifest import FORMAT, MANIFEST, ShardInfo, read_manifest, sealed
@@ -84,7 +85,7 @@ def main() -> None:
         found = []
         for repeat in range(args.repeats):
             position = 12_345_678_901_234 + repeat * 98_765_432_109
-            line = [sys.executable, __file__, "--folder", folder, "--position", str(position)]
+            line = [sys.executable, "-m", "benchmarks.restore", "--folder", folder, "--position", str(position)]
             found.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
     table = Table("up to", "seconds (most)", "MB (most)", title=f"{args.shards * args.samples:,} samples")
     for part in ("manifest read", "loader made", "first batch"):
@@ -95,6 +96,15 @@ def main() -> None:
             f"{statistics.median(megabytes):.1f} ({max(megabytes):.1f})",
         )
     Console().print(table)
+    first, manifest = ([parts[name][0] for parts in found] for name in ("first batch", "manifest read"))
+    count = f"{args.shards * args.samples:,} samples"
+    hand_over(
+        "restore",
+        [
+            Row(f"from a manifest of {count} to a batch anywhere", count, "nothing", first, "s"),
+            Row("of it reading the manifest", count, "nothing", manifest, "s"),
+        ],
+    )
     print(f"state of a checkpoint: {max(parts['state, bytes'][0] for parts in found):.0f} bytes")
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.launch import seconds
+from benchmarks.rows import Row, amount, hand_over
 from monitoring.overview import CACHE
 from monitoring.slurm_jobs import ANSWER
 from tests.cluster.cluster import Cluster
@@ -44,7 +45,9 @@ def main() -> None:
         try:
             jobs = [cluster.sbatch("--hold", "--output=/dev/null", "--wrap", "true") for _ in range(args.jobs)]
             make_runs(folder / "runs", args.runs, jobs)
-            show(measure(cluster, folder / "runs", args.repeats), args)
+            found = measure(cluster, folder / "runs", args.repeats)
+            show(found, args)
+            hand_over("status", compared(found, args))
         finally:
             cluster.down()
 
@@ -84,6 +87,17 @@ def measure(cluster: Cluster, root: Path, repeats: int) -> dict[str, list[float]
     states = [run["state"] for run in told["runs"]]
     print(f"{len(states)} runs: {states.count('running')} running, {states.count('queued')} queued", file=sys.stderr)
     return found
+
+
+def compared(found: dict[str, list[float]], args: argparse.Namespace) -> list[Row]:
+    """Warm is as it is typed again within a minute: what is asked for one run must not grow with a thousand."""
+    rows = []
+    for name in ("status.py, cold", "status.py, warm"):
+        beyond = [a - b for a, b in zip(found[name], found["interpreter"], strict=True)]
+        what = f"{name}: {args.runs} runs, {args.jobs} jobs, beyond the interpreter"
+        beside = f"interpreter: {amount(found['interpreter'], 's')}; squeue: {amount(found['squeue'], 's')}"
+        rows.append(Row(what, amount(found[name], "s"), beside, beyond, "s", at_most=0.6 if "warm" in name else None))
+    return rows
 
 
 def show(found: dict[str, list[float]], args: argparse.Namespace) -> None:

@@ -10,13 +10,15 @@ import argparse
 import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jobs.profiles
+from benchmarks.rows import Row, amount, hand_over, ratios
 from pipeline.errors import run_command
 from sync import pull, verify
 from tests.conftest import ROOT
@@ -24,25 +26,27 @@ from tests.monitoring.run_factory import finished_run
 from tests.sync.cluster_runs import with_environment
 from tests.sync.far_side import FarSide, login_node
 
+REPEATS = 9
 RSYNC = shutil.which("rsync") or "rsync"  # not the laptop's poor one
 
 
-def median_seconds(work: Callable[[], object], times: int = 5) -> float:
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - began)
-    return sorted(took)[times // 2]
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
-def side_by_side(*works: Callable[[], object], times: int = 9) -> list[float]:
-    """Median seconds of each, one after the other in every round: what else runs on the machine meets them all alike."""
-    took: list[list[float]] = [[] for _ in works]
-    for _ in range(times):
-        for work, seconds in zip(works, took, strict=True):
-            seconds.append(median_seconds(work, 1))
-    return [sorted(seconds)[times // 2] for seconds in took]
+def median_seconds(work: Callable[[], object], times: int) -> float:
+    return statistics.median(seconds(work) for _ in range(times))
+
+
+def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each, one after the other in every round: what else runs on the machine meets them all alike."""
+    took: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(REPEATS):
+        for name, work in works.items():
+            took[name].append(seconds(work))
+    return took
 
 
 def clone(far: FarSide) -> Path:
@@ -74,18 +78,21 @@ def main() -> int:
         for number in range(args.files):
             (run.samples / f"{number:05d}.wav").write_bytes(os.urandom(1000))
         where = ["--to", str(far.here / "pulled")]
-        first = median_seconds(lambda: pull.main(["faraway", *where]), 1)
-        plain_first = median_seconds(lambda: plain_rsync(far, far.here / "plain"), 1)
+        first = seconds(lambda: pull.main(["faraway", *where]))
+        plain_first = seconds(lambda: plain_rsync(far, far.here / "plain"))
         laptop = clone(far)
         line = [sys.executable, "sync/pull.py", "faraway", *where]
         environment = {**far.environment, "PYTHONPATH": str(laptop)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody's laptop compiles at every start
         subprocess.run(line, env=environment, cwd=laptop, check=True)
-        again, plain_again, typed = side_by_side(
-            lambda: pull.main(["faraway", *where]),
-            lambda: plain_rsync(far, far.here / "plain"),
-            lambda: subprocess.run(line, env=environment, cwd=laptop, check=True),
+        found = in_turns(
+            {
+                "pull": lambda: pull.main(["faraway", *where]),
+                "plain": lambda: plain_rsync(far, far.here / "plain"),
+                "typed": lambda: subprocess.run(line, env=environment, cwd=laptop, check=True),
+            }
         )
+        again, plain_again, typed = (statistics.median(values) for values in found.values())
         big = run.checkpoints / "step_000000010"
         big.mkdir()
         for number in range(max(1, args.size // 200)):
@@ -102,6 +109,15 @@ def main() -> int:
             f"{args.files} unchanged: {again:.2f} s; plain rsync {plain_again:.2f} s; ratio {again / plain_again:.2f}"
         )
         print(f"  as typed, with Python's start: {typed:.2f} s; ratio {typed / plain_again:.2f}")
+        beside = f"plain rsync: {amount(found['plain'], 's')}"
+        hand_over(
+            "sync",
+            [
+                Row(f"{args.files:,} new files", amount([first], "s"), f"plain rsync: {amount([plain_first], 's')}", [first / plain_first]),
+                Row(f"{args.files:,} unchanged files", amount(found["pull"], "s"), beside, ratios(found["pull"], found["plain"])),
+                Row("the same as typed", amount(found["typed"], "s"), beside, ratios(found["typed"], found["plain"]), at_most=1.5),
+            ],
+        )  # fmt: skip
         print(f"verify, warm cache: {size / offline:.2f} GB/s here alone, {size / online:.2f} GB/s on both sides")
     return 0
 

@@ -1,10 +1,12 @@
-"""What the training loop itself costs a step: four weights trained bare and by our loop, in one run.
+"""What the training loop itself costs a step: four weights trained bare, by our loop, and by Lightning's Trainer, in one run.
 
-    python benchmarks/trainer.py [--steps 3000] [--repeats 5] [--clock cpu]
+    python -m benchmarks.trainer [--steps 3000] [--repeats 5] [--clock cpu]
 
 Everything is on: loss and gradient norm journalled at every step, EMA, clipping, schedule, heartbeat, progress, watchdog. The bare loop
 does the same arithmetic: forward, backward, clip, one fused optimizer step. It has its batch in memory, so the loop's own cost is
-taken with a batch in memory too; the last row reads real shards, whose reader shares the interpreter's lock with a step of no length.
+taken with a batch in memory too; one row reads real shards, whose reader shares the interpreter's lock with a step of no length.
+Lightning's Trainer does the arithmetic and logs its loss at every step to a CSV file; it keeps no average, watches nothing, and saves
+nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import argparse
 import contextlib
 import io
 import itertools
+import logging
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.rows import Row, amount, hand_over
 from data_prep.shards import ShardWriter, commit
 from pipeline.attempt import Attempt
 from pipeline.config import ModelSection, RunConfig, parse_config
@@ -155,6 +160,58 @@ def bare(steps: int) -> float:
     return (clock() - began) / steps
 
 
+def lightnings(steps: int) -> float:
+    """Seconds a step of Lightning's Trainer, in the steady state."""
+    short = steps // 4
+    return (lightning_seconds(steps) - lightning_seconds(short)) / (steps - short)
+
+
+def lightning_seconds(steps: int) -> float:
+    import lightning.pytorch as pl  # late: it imports much
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def training_step(self, batch: Tensor, number: int) -> Tensor:
+            loss = (batch * self.weight).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, fused=True)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=1, max_steps=steps, gradient_clip_val=1.0, log_every_n_steps=1, logger=CSVLogger(folder),
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        began = clock()
+        trainer.fit(Module(), itertools.repeat(torch.rand(BATCH, 4)))
+        return clock() - began
+
+
+def compared(rows: dict[str, list[float]]) -> list[Row]:
+    """What is handed over: what a step costs beyond the bare loop's."""
+    bare_loop, mine, lightning = (rows[name] for name in ("bare loop", "our loop", "Lightning's Trainer"))
+    cost, theirs = ([a - b for a, b in zip(loop, bare_loop, strict=True)] for loop in (mine, lightning))
+    step, beside = f"a step: {amount(mine, 's')}", f"bare PyTorch loop: {amount(bare_loop, 's')}"
+    both = f"Lightning's Trainer over it: {amount(theirs, 's')}"
+    times = [a / b for a, b in zip(cost, theirs, strict=True)]
+    watching = rows["all monitoring, everything journalled"]
+    return [
+        Row("what the loop costs a step, everything on", step, beside, cost, "s", at_most=300e-6),
+        Row("that cost, beside Lightning's", f"ours: {amount(cost, 's')}", both, times),
+        Row("of it monitoring, journalled at every step", step, "the same loop, unwatched", watching, "s"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3000)
@@ -172,6 +229,7 @@ def main() -> None:
         "our loop, no step": [],
         "our loop, no step, unwatched": [],
         "our loop, reading shards": [],
+        "Lightning's Trainer": [],
     }
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_shards(Path(folder))
@@ -181,6 +239,7 @@ def main() -> None:
             rows["our loop, no step"].append(ours(NoStep, manifest, args.steps))
             rows["our loop, no step, unwatched"].append(ours(NoStep, manifest, args.steps, Unwatched))
             rows["our loop, reading shards"].append(ours(FourWeights, manifest, args.steps, Trainer))
+            rows["Lightning's Trainer"].append(lightnings(args.steps))
     rows["the loop's own cost"] = [a - b for a, b in zip(rows["our loop"], rows["bare loop"], strict=True)]
     watched = zip(rows["our loop, no step"], rows["our loop, no step, unwatched"], strict=True)
     rows["all monitoring, everything journalled"] = [a - b for a, b in watched]
@@ -194,6 +253,7 @@ def main() -> None:
         shown = [1e6 * v for v in values]
         table.add_row(name, f"{statistics.median(shown):.0f}", f"{min(shown):.0f} .. {max(shown):.0f}")
     Console().print(table)
+    hand_over("trainer", compared(rows))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,21 @@ and kept beside the bytecode. Imported where it is called: what only looks at a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+def _compiled(function: Callable[..., None]) -> Any:
+    try:
+        return njit(cache=True, error_model="numpy", nogil=True)(function)
+    except RuntimeError:  # no place to keep it, where code and home are read-only: each process compiles it for itself
+        return njit(error_model="numpy", nogil=True)(function)
+
+
+@_compiled
 def weigh(
     track: np.ndarray, sections: np.ndarray, state: np.ndarray, step: int, energies: np.ndarray, total: np.ndarray
 ) -> None:

@@ -68,8 +68,9 @@ def _training(signs: Signs) -> list[str]:
     rate = signs.recent.rate()
     if rate and rate[1] is not None and rate[1] < SLOW:
         found.append(f"slow: {1 + rate[1]:.0%} of its usual rate")
-    if signs.recent.data_wait() > WAITS:
-        found.append(f"waits {signs.recent.data_wait():.0%} of the time for data")
+    waits = signs.recent.data_wait()
+    if waits is not None and waits > WAITS:
+        found.append(f"waits {waits:.0%} of the time for data")
     saved = max(signs.checkpoint or 0.0, began)
     if signs.now - saved > CHECKPOINT_AGE:
         found.append(f"nothing saved for {duration(signs.now - saved)}")

@@ -28,7 +28,8 @@ ALIVE = ("running", "starting", "queued", "silent")
 class Standing:
     """One run on the screen. Times in seconds since the epoch, ages and what is left in seconds, rates in steps a second.
 
-    ``mfu``: share of the device's peak arithmetic; ``gpu_use``, ``gpu_memory``: shares, of all GPUs and of the fullest; ``gpu_power`` in W.
+    ``data_wait``: share of the time that goes into waiting for data; ``mfu``: share of the device's peak arithmetic;
+    ``gpu_use``, ``gpu_memory``: shares, of all GPUs and of the fullest; ``gpu_power`` in W.
     ``state``: queued, starting, running, silent (alive for SLURM, but not heard of), complete, failed, stopped, killed, or created.
     ``health``: what a person should know of it, in words, the worst first.
     """
@@ -47,6 +48,7 @@ class Standing:
     best_validation_step: int | None = None
     rate: float | None = None
     rate_change: float | None = None
+    data_wait: float | None = None
     mfu: float | None = None
     gpu_use: float | None = None
     gpu_memory: float | None = None
@@ -184,6 +186,7 @@ class Reading:
             best_validation_step=self.best.step,
             rate=per_second,
             rate_change=rate[1] if rate and state == "running" else None,
+            data_wait=self.recent.data_wait(),
             mfu=self.recent.mfu() if state == "running" else None,
             gpu_use=gpu.get("use"),
             gpu_memory=gpu["memory"] / gpu["memory_total"] if gpu.get("memory") and gpu.get("memory_total") else None,

@@ -116,7 +116,8 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
     now = (run.heartbeat() or {}).get("time", 0.0)
     standing = Reading.of(run, now, mirrored=False, kept={}).standing(None, now)
     wall = sum(max(0.0, (a.ended or now) - a.born) for a in attempts)
-    mfu = read_recent(run.metrics).mfu()
+    recent = read_recent(run.metrics)
+    mfu, waits = recent.mfu(), recent.data_wait()
     loss = standing.loss if isinstance(standing.loss, str) or standing.loss is None else f"{standing.loss:.4g}"
     shown = {
         "step": f"{standing.step or 0:,}" + (f" / {standing.total:,}" if standing.total else ""),
@@ -128,6 +129,7 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
         "of them useful": f"{account.hours['useful'] / account.held:.0%}" if account.held else None,
         "energy of the GPUs": f"{account.energy:.3g} kWh" if account.energy else None,
         "of the peak arithmetic (MFU)": None if mfu is None else f"{mfu:.2g}" if mfu < 0.01 else f"{mfu:.0%}",
+        "of the time waiting for data": None if waits is None else f"{waits:.1%}",
         "in all attempts": duration(wall) if wall else None,
         "attempts": str(len(attempts)),
         "processes": str(attempts[-1].world_size) if attempts else None,

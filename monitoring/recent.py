@@ -62,15 +62,17 @@ class Recent:
         usual = statistics.median(past) if len(past) >= USUAL // 2 else 0.0
         return now, now / usual - 1 if usual else None
 
-    def data_wait(self) -> float:
-        """Share of the time that goes into waiting for data, lately."""
-        waits = [share for _, share in self.series(WAIT)][-5:]
-        return statistics.median(waits) if waits else 0.0
+    def data_wait(self) -> float | None:
+        """Share of the time that goes into waiting for data, lately; None where nothing has been logged."""
+        return self._lately(WAIT)
 
     def mfu(self) -> float | None:
         """Share of the device's peak arithmetic, lately; None where it was not counted."""
-        shares = [share for _, share in self.series(MFU)][-5:]
-        return statistics.median(shares) if shares else None
+        return self._lately(MFU)
+
+    def _lately(self, name: str) -> float | None:
+        values = [value for _, value in self.series(name)][-5:]
+        return statistics.median(values) if values else None
 
     def patience(self) -> float:
         """Seconds between two lines after which a run that trains is to be called silent."""

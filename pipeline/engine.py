@@ -41,7 +41,7 @@ class Accumulation:
 
 
 class FabricEngine(Accumulation):
-    """The ``train_module.Engine`` over Lightning Fabric. ``model`` is the module as Fabric wrapped it."""
+    """The ``train_module.Engine`` over Lightning Fabric's DDP. ``model`` is the module as Fabric wrapped it."""
 
     def __init__(self, fabric: Fabric, model: Any, micro_batch: int | None) -> None:
         super().__init__(micro_batch, fabric.device)
@@ -53,7 +53,6 @@ class FabricEngine(Accumulation):
         return self._fabric.autocast()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        # Autocast explicitly: on one device Fabric passes a marked method through without it.
         with self._fabric.autocast(), self._fabric.no_backward_sync(self._model, enabled=not self._averaging):
             return self._model.training_step(batch, step)
 
@@ -69,8 +68,9 @@ class FabricEngine(Accumulation):
         return clip_and_step(optimizer, max_norm)
 
 
-class ManyOptimizersEngine(Accumulation):
-    """The ``train_module.Engine`` of a module with several optimizers: gradients are averaged when their optimizer steps.
+class PlainEngine(Accumulation):
+    """The ``train_module.Engine`` without a wrapper: of one process, which has nobody to average with, and of a module with several
+    optimizers, whose gradients are averaged when their optimizer steps.
 
     DDP would average in every backward, expects each to reach all parameters, and leaves ranks apart without a word where a network was
     called beside its wrapper. One sum for all of an optimizer's gradients costs a copy of them, and overlaps with nothing.
@@ -91,7 +91,7 @@ class ManyOptimizersEngine(Accumulation):
             return self._module.training_step(batch, step)
 
     def backward(self, loss: Tensor) -> None:
-        self._fabric.backward(loss)
+        loss.backward()  # neither precision scales it
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         if world_size() > 1:

@@ -76,9 +76,11 @@ class _Batches:
             raise RunFailed(
                 f"{self._manifest.folder} is not fit to train on: {told}; prepare.py --verify says what is wrong, and prepare it again."
             )
-        batch = {name: tensor[: len(positions)] for name, tensor in batch.items()}
-        batch["position"] = torch.from_numpy(positions)
-        return batch
+        if (
+            len(positions) < self._positions.rows
+        ):  # else each would let the reading thread have the interpreter in between
+            batch = {name: tensor[: len(positions)] for name, tensor in batch.items()}
+        return {**batch, "position": torch.from_numpy(positions)}
 
 
 class Loader(_Batches):

@@ -17,7 +17,7 @@ from pipeline.collectives import world_size
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
-from pipeline.engine import FabricEngine, ManyOptimizersEngine, parameters_of
+from pipeline.engine import FabricEngine, PlainEngine, parameters_of
 from pipeline.fabric import Fabric
 from pipeline.pace import Pace
 from pipeline.saving import Saver
@@ -105,11 +105,10 @@ class Replicated:
     def begin(self, stored: StoredCheckpoint | None) -> tuple[PacedEngine, Optimizers]:
         if stored:
             self._load(stored)
-        if len(self._optimizers) > 1:
-            return ManyOptimizersEngine(self._fabric, self._module, self._config.trainer.micro_batch), self._optimizers
-        wrapped, *optimizers = self._fabric.setup(self._module, *self._optimizers.values())
-        engine = FabricEngine(self._fabric, wrapped, self._config.trainer.micro_batch)
-        return engine, dict(zip(self._optimizers, optimizers, strict=True))
+        size = self._config.trainer.micro_batch
+        if len(self._optimizers) > 1 or world_size() == 1:
+            return PlainEngine(self._fabric, self._module, size), self._optimizers
+        return FabricEngine(self._fabric, self._fabric.setup_module(self._module), size), self._optimizers
 
     def _load(self, stored: StoredCheckpoint) -> None:
         self._module.load_state_dict(stored.parts["model"])

@@ -256,8 +256,8 @@ class Trainer:
     def _look(self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int) -> None:
         """Means over ranks, journalled where they are due. Every rank sees the same values, so where they are bad all go back."""
         names = sorted(logged)
-        mine = torch.stack([logged[n].detach().double().reshape(()) for n in names]).cpu()
-        means = self.agreement.total(mine.clone()) / self.world.size
+        sums = self.agreement.total(torch.stack([logged[n].detach().reshape(()) for n in names]).double().cpu())
+        means = sums / self.world.size
         values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
         section = self.config.trainer
         due = step % section.log_every == 0

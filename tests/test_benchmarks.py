@@ -1,0 +1,41 @@
+"""What benchmarks hand over, and the one table that is made of it."""
+
+import pytest
+
+from benchmarks.__main__ import Run, markdown, names, run
+from benchmarks.rows import FOLDER, Row, amount, hand_over, handed_over, ratios
+
+COST = Row("a step", "402 us", "bare loop: 41 us", [361e-6, 358e-6, 402e-6], "s", at_most=300e-6)
+SHARE = Row("waiting", "ours", "a step", [0.0098, 0.0101, 0.2], "%", at_most=0.02)
+SEEN = Row("an import", "ours", "MLflow", ratios([1.0, 2.0], [2.0, 2.0]))
+
+
+def test_a_row_says_its_spread_and_whether_it_holds():
+    assert (COST.shown, COST.asked, COST.holds) == ("361 us (358 .. 402)", "<= 300 us", False)
+    assert (SHARE.shown, SHARE.asked, SHARE.holds) == ("1.01 % (0.980 .. 20.0)", "<= 2.00 %", True)
+    assert (SEEN.shown, SEEN.asked, SEEN.holds) == ("0.750 x (0.500 .. 1.00)", "", None)
+    assert Row("", "", "", [0.3], at_least=0.4).holds is False and Row("", "", "", [0.0], at_least=0.0).holds is True
+    assert amount([2.2e9], "B/s") == "2.20 GB/s" and amount([1234.5], "s") == "1,234 s"
+    with pytest.raises(ValueError, match="no values"):
+        Row("a step", "", "", [])
+
+
+def test_rows_arrive_as_they_were_handed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    hand_over("a", [COST, SHARE])
+    hand_over("b", [SEEN])
+    assert handed_over(tmp_path) == [COST, SHARE, SEEN]
+
+
+def test_one_that_fails_is_told_by_its_last_words_and_hides_no_other(tmp_path):
+    failed = run("loader", ["--sizes", "17"], tmp_path / "log")
+    assert failed.rows == [] and failed.failure
+    page = markdown([failed, Run("python -m benchmarks.trainer", 3.0, [COST, SEEN], None)])
+    assert (
+        f"Failed: {failed.failure}" in page and "| a step | 402 us | bare loop: 41 us | 361 us (358 .. 402) |" in page
+    )
+
+
+def test_all_that_hand_rows_over_are_run():
+    assert {"loader", "trainer", "checkpoint", "launch", "prepare", "sync", "mirror"} <= set(names())
+    assert not {"rows", "__main__", "flac_stage"} & set(names())
