@@ -42,6 +42,8 @@ bench: setup
 	@$(VENV)/python -m benchmarks.sync
 	@$(VENV)/python -m benchmarks.status
 	@$(VENV)/python -m benchmarks.alarm
+	@$(VENV)/python -m benchmarks.systems
+	@$(VENV)/python -m benchmarks.scale
 
 # What was executed lies in build/; CD4MT_TRACKS and CD4MT_STEPS make it more than a try.
 notebook: setup

@@ -1,8 +1,8 @@
 """What every benchmark hands over, so that ``make bench`` can show all of them in one table.
 
 A benchmark is a module of this folder, run as ``python -m benchmarks.NAME``. It prints its own table, with all that it measured, and
-ends with one call of ``hand_over``: one ``Row`` for each comparison (at most four or five). Its defaults are those of ``make bench`` and take three
-minutes at most on two cores; ``benchmarks/__main__.py`` names it, with the options that differ.
+ends with one call of ``hand_over``: one ``Row`` for each comparison (at most four or five). Its defaults are those of ``make bench``
+and take three minutes at most on two cores; ``benchmarks/__main__.py`` finds it by that call.
 
     hand_over("trainer", [
         Row(
@@ -10,7 +10,7 @@ minutes at most on two cores; ``benchmarks/__main__.py`` names it, with the opti
             amount([402e-6, 398e-6], "s"),                          # ours, in words
             f"bare PyTorch loop: {amount([41e-6, 40e-6], 's')}",    # what one would pick instead, and its figure
             [361e-6, 358e-6],                                       # one value for each turn: their spread is shown
-            unit="s",                                               # "x": ratio; "s"; "%": share (.02 is shown as 2 %); "B/s"; "FLOP/s"; ...
+            unit="s",                                               # "x": ratio; "s"; "%": share (.02: 2 %); "B/s"; "FLOP/s"; ...
             at_most=300e-6,                                         # what is asked of the median, where something is
         ),
     ])
@@ -78,7 +78,8 @@ class Row:
         """Whether the median is what is asked; None where nothing is."""
         if self.at_most is None and self.at_least is None:
             return None
-        most, least = (math.inf if self.at_most is None else self.at_most), (self.at_least or -math.inf)
+        most = math.inf if self.at_most is None else self.at_most
+        least = -math.inf if self.at_least is None else self.at_least
         return least <= self.median <= most
 
 
@@ -115,6 +116,6 @@ def hand_over(benchmark: str, rows: Sequence[Row]) -> None:
         (Path(folder) / f"{benchmark}.json").write_text(json.dumps([asdict(row) for row in rows]))
 
 
-def handed_over(folder: Path, benchmark: str) -> list[Row]:
-    """What it left; raises FileNotFoundError where it left nothing."""
-    return [Row(**row) for row in json.loads((folder / f"{benchmark}.json").read_text())]
+def handed_over(folder: Path) -> list[Row]:
+    """All that was left in ``folder``."""
+    return [Row(**row) for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())]

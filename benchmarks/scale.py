@@ -24,10 +24,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -50,7 +48,7 @@ from pipeline.errors import run_command
 
 SHARDS, SAMPLES = 100_000, 10_000
 RUNS = 10_000
-RANKS, PROCESSES = 1024, 8
+RANKS, PROCESSES = 1024, 4
 MESSAGE = 20e-6  # seconds of a small TCP message between two nodes; two a level of the tree
 NODES = (1, 2, 4, 8, 16, 32, 64)
 GPUS = 4  # a node
@@ -111,26 +109,21 @@ def status(console: Console) -> list[Row]:
 
 
 def rendezvous(console: Console) -> list[Row]:
+    # Before the first look-up, which reads them: the store's own thread looks up who connects, too.
+    os.environ |= {"RES_OPTIONS": "timeout:1 attempts:1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300))
     server.set("token", "here")
-    os.environ |= {
-        "RES_OPTIONS": "timeout:1 attempts:1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }  # of the clients, which inherit it
-    context = get_context("spawn")
-    ready, go = context.Semaphore(0), context.Event()
-    each = RANKS // PROCESSES
-    workers = [context.Process(target=_clients, args=(server.port, each, ready, go)) for _ in range(PROCESSES)]
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.acquire()  # torch is imported: that is not rendezvous
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "benchmarks/scale_ranks.py", str(server.port), str(RANKS // PROCESSES), str(RANKS)]
+    workers = [subprocess.Popen(words, cwd=ROOT, env=env) for _ in range(PROCESSES)]
+    while server.add("ready", 0) < PROCESSES:
+        time.sleep(0.1)
     began = time.perf_counter()
-    go.set()
+    server.set("go", "")
     server.wait(["all"])
     met = time.perf_counter() - began
     for worker in workers:
-        worker.join()
+        worker.wait()
     console.print(
         f"rendezvous: {RANKS:,} clients connected, checked the token and met after {met:.2f} s (loopback, {os.cpu_count()} cores)"
     )
@@ -148,25 +141,6 @@ def rendezvous(console: Console) -> list[Row]:
             unit="s",
         )
     ]
-
-
-def _clients(port: int, count: int, ready: object, go: object) -> None:
-    """So many ranks, each with a connection of its own; the last to come lets all go on."""
-    ready.release()  # type: ignore[attr-defined]
-    go.wait()  # type: ignore[attr-defined]
-
-    def rank() -> None:
-        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=300))
-        assert store.get("token") == b"here"
-        if store.add("met", 1) == RANKS:
-            store.set("all", "")
-        store.wait(["all"])
-
-    threads = [threading.Thread(target=rank) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 # -- data parallelism: computed from what is counted -------------------------------------------------------------------
