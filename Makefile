@@ -44,6 +44,7 @@ bench: setup
 	@$(VENV)/python -m benchmarks.alarm
 	@$(VENV)/python -m benchmarks.systems
 	@$(VENV)/python -m benchmarks.scale
+	@$(VENV)/python -m benchmarks.parts
 
 # What was executed lies in build/; CD4MT_TRACKS and CD4MT_STEPS make it more than a try.
 notebook: setup

@@ -1,6 +1,6 @@
 """What will be slow at a size that nobody has here: samples, runs, ranks, nodes, failures. Measured where it can be, computed where not.
 
-    python -m benchmarks.scale [loader status rendezvous ddp goodput]
+    python -m benchmarks.scale [loader status rendezvous ddp goodput] [--all]
 
 loader: 10^9 samples (100,000 names of one real shard): restored at any position in a fresh process. Measured.
 status: one look at 10^4 run folders, cold and warm, without SLURM. Measured.
@@ -9,7 +9,7 @@ rendezvous: 1,024 clients, threads of a few processes of this machine, find one 
   Simulated: the network (all of it is this machine's loopback) and the 1,024 machines. Not made: gloo's connections between all ranks. The
   agreement of a step is counted: messages one after the other along a binary tree and back, each of a stated latency.
 ddp: efficiency on 1-64 nodes of 4 A100 (weak scaling: every GPU takes the recipe's batch / 4) from counted FLOPs and bytes and the
-  bandwidths below. Computed, and no promise: it knows no stragglers.
+  bandwidths below. Computed, and no promise: it knows no stragglers. Counting makes a step: three networks take minutes for it (--all).
 goodput: the share of time that stays in the result where nodes fail, for intervals around the recommended one. Simulated, failures drawn.
 """
 
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,6 +51,7 @@ SHARDS, SAMPLES = 100_000, 10_000
 RUNS = 10_000
 RANKS, PROCESSES = 1024, 4
 MESSAGE = 20e-6  # seconds of a small TCP message between two nodes; two a level of the tree
+QUICK = tuple(name for name in FULL if name not in ("diff_mst", "dismix", "jingle_d"))
 NODES = (1, 2, 4, 8, 16, 32, 64)
 GPUS = 4  # a node
 # Bytes a second and GPU or node, and the share of the peak that a step reaches. A100: NVLink 3 as NCCL's all-reduce uses it (of 300 GB/s
@@ -159,12 +161,12 @@ def efficiency(compute: float, gradients: float, nodes: int, overlaps: bool) -> 
     return compute / (compute + shown)
 
 
-def ddp(console: Console) -> list[Row]:
+def ddp(console: Console, names: Sequence[str] = QUICK) -> list[Row]:
     columns = ("system", "GFLOP a sample", "MB of gradients", "ms a step", *(f"{n} x {GPUS}" for n in NODES))
     title = f"DDP on A100 at {REACHED:.0%} of its peak, {INSIDE / 1e9:.0f} GB/s inside, {BETWEEN / 1e9:.0f} GB/s between nodes"
     table = Table(*columns, title=title)
     last = []
-    for name in FULL:
+    for name in names:
         counted = _apart(name)
         if isinstance(counted, str):
             table.add_row(name, counted)
@@ -254,6 +256,7 @@ PARTS = {f.__name__: f for f in (loader, status, rendezvous, ddp, goodput)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--all", action="store_true", help="ddp: the networks that take minutes to count, too")
     parser.add_argument("--count", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.count:
@@ -262,7 +265,8 @@ def main() -> None:
         return
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]}; parts are {', '.join(PARTS)}")
-    rows = [row for part in args.parts or PARTS for row in PARTS[part](Console(width=140))]
+    parts: dict[str, Callable[[Console], list[Row]]] = PARTS | ({"ddp": lambda c: ddp(c, FULL)} if args.all else {})
+    rows = [row for part in args.parts or PARTS for row in parts[part](Console(width=140))]
     hand_over("scale", rows)
 
 
