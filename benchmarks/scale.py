@@ -49,6 +49,7 @@ from pipeline.errors import run_command
 
 SHARDS, SAMPLES = 100_000, 10_000
 RUNS = 10_000
+LINES = 10  # of a journal: only those of runs that train are read
 RANKS, PROCESSES = 1024, 4
 MESSAGE = 20e-6  # seconds of a small TCP message between two nodes; two a level of the tree
 QUICK = tuple(name for name in FULL if name not in ("diff_mst", "dismix", "jingle_d"))
@@ -95,7 +96,7 @@ def status(console: Console) -> list[Row]:
     look = [sys.executable, "monitoring/status.py", "--json"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as text:
-        make_runs(Path(text), RUNS, [])
+        make_runs(Path(text), RUNS, [], LINES)
         times: dict[str, list[float]] = {"interpreter": [], "cold": [], "warm": []}
         for _ in range(3):
             (Path(text) / CACHE).unlink(missing_ok=True)
