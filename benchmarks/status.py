@@ -52,21 +52,21 @@ def main() -> None:
             cluster.down()
 
 
-def make_runs(root: Path, count: int, jobs: list[str]) -> None:
+def make_runs(root: Path, count: int, jobs: list[str], steps: int = STEPS) -> None:
     """Some that train, as many that wait as there are jobs, and the rest complete; fsync is left out, for this is no one's work."""
     synced, os.fsync = os.fsync, lambda _: None  # type: ignore[assignment]
     for number in range(count):
         identity = f"{number:08x}"
         if number < ALIVE:
-            attempt(make_run(root, identity=identity), 0, STEPS)
+            attempt(make_run(root, identity=identity), 0, steps)
         elif number < ALIVE + len(jobs):
             make_run(root, identity=identity).record("queued", job_id=jobs[number - ALIVE])
         elif number % 10:
-            finished_run(root, identity, steps=STEPS)
+            finished_run(root, identity, steps=steps)
         else:
             run = make_run(root, identity=identity)
-            attempt(run, 0, STEPS)
-            end(run, "failed", STEPS, message="the loss is nan at step 400")
+            attempt(run, 0, steps)
+            end(run, "failed", steps, message=f"the loss is nan at step {steps}")
     os.fsync = synced
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.configs import parse_tree
+from jobs.interval import recommendation
 from models import registry
 from pipeline import rng
 from pipeline.config import RunConfig
@@ -222,11 +223,13 @@ def show(config: RunConfig, folder: Path | None) -> None:
     console.print(table)
     size = found.sizes
     fixed = sum(size[k] for k in ("weights", "gradients", "optimizer", "ema"))
+    checkpoint = size["saved"] + size["optimizer"] + size["ema"]
     console.print(
         f"memory a process: {fixed / 1e9:.2f} GB fixed, {size['activations_per_sample'] / 1e6:.1f} MB a sample (float32); "
         f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step; "
-        f"a checkpoint: {(size['saved'] + size['optimizer'] + size['ema']) / 1e9:.2f} GB"
+        f"a checkpoint: {checkpoint / 1e9:.2f} GB"
     )
+    console.print(recommendation(checkpoint))
     steps, batch = config.trainer.max_steps, config.data.batch_size
     console.print(f"{steps:,} steps of {batch} samples: {steps * batch:,} samples")
 

@@ -143,7 +143,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], section: OptimizerChoice
         case "adamw":
             return torch.optim.AdamW(parameters, fused=True, **common)
         case "radam":
-            return torch.optim.RAdam(parameters, foreach=True, **common)
+            return torch.optim.RAdam(parameters, **common)  # foreach on a GPU; on a CPU that is the slower way
 
 
 def schedule_factor(schedule: Schedule, step: int) -> float:

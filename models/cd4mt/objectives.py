@@ -48,7 +48,8 @@ def objective(
             weight = 1 / (sigma - near)
             if config.ect.weight == "snr":
                 weight = weight * sigma * _snr_weight(config, sigma)
-            return weight * _consistency(config, student, teacher, clean, noise, sigma, near)
+            diffusing = step <= config.ect.diffusion_steps
+            return weight * _consistency(config, student, teacher, clean, noise, sigma, None if diffusing else near)
         case "scm":
             warmup = scm_warmup(step - 1, config.scm.warmup_steps)
             return _scm(config, student, clean, noise, lognormal(draw, config.scm.noise), warmup)
@@ -82,11 +83,18 @@ def _neighbours(config: ModelConfig, draw: Tensor, step: int) -> tuple[Tensor, T
 
 
 def _consistency(
-    config: ModelConfig, student: Denoiser, teacher: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, near: Tensor
+    config: ModelConfig,
+    student: Denoiser,
+    teacher: Denoiser,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    near: Tensor | None,
 ) -> Tensor:
-    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Section 5); where ``near`` is 0 the teacher's answer is x itself."""
+    """d(f(x + sigma z, sigma), f(x + near z, near)) (2303.01469, Section 5); where ``near`` is 0 (None: everywhere) the teacher's answer
+    is x itself. Whether it is 0 everywhere is known from the step: to ask the device would make it wait."""
     wanted = clean
-    if bool(near.any()):
+    if near is not None:
         with as_teacher(clean.device):
             level = near.clamp_min(config.sigma_min * 1e-3)  # ln(0) is no level; the answer there is not used
             wanted = torch.where(rows(near, clean) > 0, teacher(clean + rows(near, clean) * noise, level), clean)

@@ -30,7 +30,9 @@ def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def pitch_error(logits: Tensor, pitch_class: Tensor) -> Tensor:
     """Binary cross-entropy of logits (B, N, ..., P), before binarisation, with one-hot classes (B, N, ...) (Section 3.3)."""
-    target = F.one_hot(pitch_class, logits.shape[-1]).float()
+    ones = logits.new_ones((), dtype=torch.float32).expand(*pitch_class.shape, 1)
+    # Not F.one_hot, which reads the smallest and the largest class back on the host.
+    target = torch.zeros_like(logits, dtype=torch.float32).scatter(-1, pitch_class[..., None], ones)
     return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(logits)
 
 

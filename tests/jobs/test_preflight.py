@@ -114,5 +114,6 @@ def test_describe_tells_shapes_parameters_and_memory(demo_data):
     done = command("jobs/launch.py", "dismix_demo", "--describe", "--data", demo_data)
     assert done.returncode == 0, done.stderr
     assert "824,217" in done.stdout and "model.decoder.gru" in done.stdout and "GFLOP a sample" in done.stdout
+    assert "save every" in done.stdout
     wrong = command("jobs/launch.py", "--describe", "--resume", "dismix_demo")
     assert wrong.returncode == 2 and "--describe goes with a config's name" in wrong.stderr

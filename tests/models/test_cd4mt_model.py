@@ -363,3 +363,23 @@ def test_data_that_cannot_be_is_told():
         TrainModule(load("cd4mt_demo", "model.frames=51"), data)
     with pytest.raises(UserError, match="strategy=ddp"):
         TrainModule(tiny("cm", "trainer.strategy=deepspeed"), data)
+
+
+def test_checkpointing_changes_what_is_kept_and_nothing_else():
+    found = []
+    for words in ((), ("model.unet.gradient_checkpointing=true",)):
+        module = build(load("cd4mt_demo_edm", "data.batch_size=2", "model.unet.dropout=0.1", *words)).train()
+        kept = {}  # by storage: bytes
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)  # of dropout
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = module.training_step(module.example_batch(2), 1)["loss"]
+        loss.backward()
+        found.append((sum(kept.values()), [p.grad for p in module.parameters()]))
+    (plain, gradients), (checkpointed, again) = found
+    assert checkpointed < 0.7 * plain
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
