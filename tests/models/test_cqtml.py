@@ -296,6 +296,15 @@ def test_a_splice_is_keyed_by_position_and_far_columns_hear_the_same():
         assert said == [i not in near for i in range(8)]
 
 
+def test_the_baseline_hears_a_neighbourhood_and_no_more():
+    network, _ = generator(name="cnn", depth=2)
+    cqt = heard(1, 320)
+    altered = cqt.clone()
+    altered[..., :16] += 1
+    changed = (network(altered) - network(cqt)).abs().amax((0, 1, 2)) > 1e-6
+    assert changed[:5].all() and not changed[5:].any()  # two kernels of five columns
+
+
 def test_locality_is_learned_by_its_weight():
     """A network that scatters is taught by that term alone, near enough, and by none."""
     fallen = {}
