@@ -14,6 +14,13 @@ STRIDE = 4  # twice: a column is 16 frames
 KERNEL = 5
 
 
+class ColumnNorm(nn.LayerNorm):
+    """Over the channels of each column (B, D, C), and not over time: loudness far away changes nothing here."""
+
+    def forward(self, columns: Tensor) -> Tensor:
+        return super().forward(columns.mT).mT
+
+
 class TimeConvolutions(nn.Module):
     """(B, 2, 84, T) standardised -> (B, C, ``outputs``), for any T."""
 
@@ -24,7 +31,7 @@ class TimeConvolutions(nn.Module):
         for stride in (STRIDE, STRIDE, *(1,) * shape.depth):
             kernel = stride if stride > 1 else KERNEL
             layers += [nn.Conv1d(channels, shape.width, kernel, stride, padding=0 if stride > 1 else KERNEL // 2)]
-            layers += [nn.GroupNorm(1, shape.width), nn.GELU(), nn.Dropout(shape.dropout)]
+            layers += [ColumnNorm(shape.width), nn.GELU(), nn.Dropout(shape.dropout)]
             channels = shape.width
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(shape.width, outputs)

@@ -66,6 +66,7 @@ class WarmStart(Section):
     spread: float = Field(
         1.0, ge=0
     )  # of the target over neighbouring levels, in levels: what later exploration lives on
+    locality: float = Field(0.0, ge=0)  # weight of what changes far from where music is replaced (needs data.partner)
 
 
 class Augment(Section):

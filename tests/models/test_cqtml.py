@@ -18,7 +18,8 @@ from models.cqtml.brightness import (
     to_levels,
 )
 from models.cqtml.config import Body, Head, ModelConfig, RewardShape
-from models.cqtml.generator.augment import varied
+from models.cqtml.generator.augment import spliced, varied
+from models.cqtml.generator.train_module import far_change
 from models.cqtml.grpo import diversity
 from models.cqtml.measuring import follows, locality, onset_figures
 from models.cqtml.music import band_onsets, falling, note_onsets, pulse, taught
@@ -281,3 +282,61 @@ def test_half_precision_says_the_same_within_it():
         said = log_probability(logits, levels, 1.0)
     assert logits.dtype == torch.bfloat16 and said.dtype == torch.float32
     assert (expected(logits, config.head) - expected(network(cqt), config.head)).abs().max() < 0.02
+
+
+def test_a_splice_is_keyed_by_position_and_far_columns_hear_the_same():
+    cqt, other, position = heard(6), heard(6, seed=9), torch.arange(6)
+    altered, far = spliced(cqt, other, KeyedRandom(0), position, 3)
+    last, _ = spliced(cqt[3:], other[3:], KeyedRandom(0), position[3:], 3)
+    assert torch.equal(altered[3:], last) and far.shape == (6, 8) and far.any()
+    touched = to_columns((altered != cqt).any(1).any(1).float()) > 0
+    assert touched.any(1).all()
+    for columns, said in zip(touched.tolist(), far.tolist(), strict=True):
+        near = {i + d for i, hit in enumerate(columns) if hit for d in range(-1, 4)}
+        assert said == [i not in near for i in range(8)]
+
+
+def test_the_baseline_hears_a_neighbourhood_and_no_more():
+    network, _ = generator(name="cnn", depth=2)
+    cqt = heard(1, 320)
+    altered = cqt.clone()
+    altered[..., :16] += 1
+    changed = (network(altered) - network(cqt)).abs().amax((0, 1, 2)) > 1e-6
+    assert changed[:5].all() and not changed[5:].any()  # two kernels of five columns
+
+
+def test_locality_is_learned_by_its_weight():
+    """A network that scatters is taught by that term alone, near enough, and by none."""
+    fallen = {}
+    for weight in (1e-3, 1e3):
+        body = [f"model.body.{name}={value}" for name, value in SMALL.items()]
+        module = build(load("cqtml_demo", f"model.warm_start.locality={weight}", *body))
+        for block in module.generator.body.blocks:
+            block.attn.qkv.weight.data.mul_(10)
+            block.attn.proj.weight.data.mul_(10)
+        (optimizer,) = module.configure_optimizers().values()
+        batch = {"cqt": heard(4), "other_cqt": heard(4, seed=1), "position": torch.arange(4)}
+        moved = []
+        for step in range(1, 16):
+            optimizer.zero_grad()
+            values = module.training_step(batch, step)
+            values["loss"].backward()
+            optimizer.step()
+            moved.append(values["far_change"].item())
+        torch.testing.assert_close(values["loss"].detach(), values["imitation"] + weight * values["far_change"])
+        fallen[weight] = moved[-1] / moved[0]
+    assert fallen[1e3] < 0.5 * fallen[1e-3], fallen
+
+
+def test_locality_without_a_partner_is_one_sentence():
+    with pytest.raises(UserError, match=r"set data\.partner=true as well"):
+        build(load("cqtml_demo", "data.partner=false"))
+
+
+def test_far_changes_are_none_where_only_the_splice_moves():
+    network, config = generator()
+    network.body.blocks = nn.ModuleList()
+    cqt = heard(3)
+    altered, far = spliced(cqt, heard(3, seed=9), KeyedRandom(0), torch.arange(3), 1)
+    assert far_change(network(cqt), network(altered), far, config.head) < 1e-7
+    assert far_change(network(cqt), network(altered), torch.ones_like(far), config.head) > 1e-4

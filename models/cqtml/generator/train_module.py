@@ -5,6 +5,7 @@ Shapes: B segments, T frames, C columns, K levels.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from models.blocks.precision import full_precision
 from models.codecs.weights import weights_root
 from models.cqtml import data as facts
 from models.cqtml.brightness import expected, most_likely, to_columns, to_frames
-from models.cqtml.config import Head, ModelConfig
-from models.cqtml.generator.augment import varied
+from models.cqtml.config import FRAME_RATE, Head, ModelConfig
+from models.cqtml.generator.augment import spliced, varied
 from models.cqtml.judge import judged_by_ear
 from models.cqtml.music import taught
 from models.cqtml.network import Generator
 from models.cqtml.optimizer import eight_bit_adamw
-from models.cqtml.vit import VisionTransformer
+from models.cqtml.vit import PATCH, VisionTransformer
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.train_module import Batch
 from pipeline.train_module import TrainModule as BaseModule
+
+FALLEN = 3.0  # releases after which a light has forgotten an onset: to 5 %
 
 
 class TrainModule(BaseModule):
@@ -37,6 +41,10 @@ class TrainModule(BaseModule):
         super().__init__(config, data)
         assert isinstance(config.model, ModelConfig)
         self.model_config = config.model
+        if config.model.warm_start.locality and not config.data.partner:
+            raise UserError(
+                "model.warm_start.locality splices other songs in: set data.partner=true as well, or the weight to 0."
+            )
         self.generator = Generator(config.model, data)
 
     @classmethod
@@ -44,7 +52,11 @@ class TrainModule(BaseModule):
         return facts.typical_data(config)
 
     def example_batch(self, batch_size: int) -> Batch:
-        return facts.music(self.data, batch_size, self.config.seed)
+        batch = facts.music(self.data, batch_size, self.config.seed)
+        if self.config.data.partner:
+            other = facts.music(self.data, batch_size, self.config.seed + 1)
+            batch |= {f"other_{name}": other[name] for name in ("cqt", "audio")}
+        return batch
 
     def load_pretrained(self) -> dict[str, str]:
         if not self.model_config.body.pretrained:
@@ -58,11 +70,21 @@ class TrainModule(BaseModule):
         return super().configure_optimizers()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Divergence of what is said from what is taught, in nats a light and column."""
+        """``imitation``: divergence of what is said from what is taught, in nats a light and column; ``far_change``: see there.
+
+        ``loss`` is the first and, weighed by ``warm_start.locality``, the second.
+        """
+        weight, position = self.model_config.warm_start.locality, batch["position"]
         if "notes" not in batch:  # labels stay where they are
-            cqt = varied(batch["cqt"], self.model_config.augment, self.random, batch["position"])
-            batch = {**batch, "cqt": cqt}
-        return {"loss": imitation(self.generator(batch["cqt"]), self._target(batch), self.model_config)}
+            batch = {**batch, "cqt": varied(batch["cqt"], self.model_config.augment, self.random, position)}
+        cqt, target = batch["cqt"], self._target(batch)
+        if not weight:
+            return {"loss": imitation(self.generator(cqt), target, self.model_config)}
+        after = math.ceil(FALLEN * self.model_config.warm_start.release * FRAME_RATE / PATCH)
+        altered, far = spliced(cqt, batch["other_cqt"], self.random, position, after)
+        said, then = self.generator(torch.cat([cqt, altered])).chunk(2)
+        lesson, moved = imitation(said, target, self.model_config), far_change(said, then, far, self.model_config.head)
+        return {"loss": lesson + weight * moved, "imitation": lesson.detach(), "far_change": moved.detach()}
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -96,6 +118,17 @@ def imitation(logits: Tensor, target: Tensor, config: ModelConfig) -> Tensor:
     location, wanted = logits[:, :, 0].float(), target.clamp(0, 1)
     entropy = -torch.xlogy(wanted, wanted) - torch.xlogy(1 - wanted, 1 - wanted)
     return (F.binary_cross_entropy_with_logits(location, wanted, reduction="none") - entropy).mean()
+
+
+@full_precision
+def far_change(said: Tensor, then: Tensor, far: Tensor, head: Head) -> Tensor:
+    """How far the mean brightness moves where it should not: logits (B, 4, K, C) of music and of it spliced, columns (B, C) -> scalar.
+
+    Absolute, not squared: a little in every column is what is to go. The mean for each segment, then over segments, so that it is the same
+    on any number of ranks; columns near the splice count as unmoved.
+    """
+    change = (expected(said, head) - expected(then, head)).abs()
+    return (change * far[:, None]).mean()
 
 
 def _bell(brightness: Tensor, head: Head, spread: float) -> Tensor:
