@@ -93,7 +93,9 @@ def led(module: TrainModule, x: Tensor, sigma: float, mixture: Tensor) -> Tensor
         error = residual.square().sum() / 2
         (towards,) = torch.autograd.grad(-error, x)
     found, residual = found.detach(), residual.detach()
-    _, effect = torch.func.jvp(lambda latents: added(mels_of(module, latents)), (found,), (towards,))
+    _, effect = torch.func.jvp(  # type: ignore[misc]  # two without auxiliary output
+        lambda latents: added(mels_of(module, latents)), (found,), (towards,)
+    )
     along = (effect * residual).flatten(1).sum(1) / effect.square().flatten(1).sum(1).clamp_min(LEAST)
     return found + STRENGTH * along.clamp_min(0).reshape(-1, 1, 1, 1) * towards
 
