@@ -20,6 +20,7 @@ import torch
 from models.blocks.precision import full_precision, kept_for_all
 
 PHASE_SEED = 20240810  # Griffin-Lim starts from fixed random phases: the same mel gives the same waveform
+SILENT_POWER = 1e-16  # of a bin that no band covers, or where all parts are silent: they share it
 MOMENTUM = 0.99  # of fast Griffin-Lim (Perraudin et al. 2013)
 
 
@@ -102,12 +103,7 @@ def loudest(spec: MelSpec) -> float:
 def mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torch.Tensor:
     """(..., n) -> (..., B, L) mel magnitudes; framing as in ``log_mel``. Scales with the waveform: mel(g x) = g mel(x)."""
     if not context:
-        if wave.shape[-1] <= spec.margin:
-            raise ValueError(
-                f"{wave.shape[-1]} samples are too short for a window of {spec.window} and a hop of {spec.hop}"
-            )
-        flat = wave.reshape(-1, wave.shape[-1])
-        wave = torch.nn.functional.pad(flat, (spec.margin, spec.margin), mode="reflect").reshape(*wave.shape[:-1], -1)
+        wave = _mirrored(wave, spec)
     magnitudes = _spectrum(wave, spec).abs()
     return (magnitudes @ _filters(spec, wave.dtype, wave.device)).transpose(-1, -2)
 
@@ -130,6 +126,21 @@ def waveform(log_mels: torch.Tensor, spec: MelSpec, iterations: int = 64) -> tor
         previous = rebuilt
     wave = _overlap_add(magnitudes * phase, spec)
     return wave[..., spec.margin : spec.margin + log_mels.shape[-1] * spec.hop]
+
+
+@full_precision
+def parted(wave: torch.Tensor, log_mels: torch.Tensor, spec: MelSpec) -> torch.Tensor:
+    """A mixture (..., n) and what its S parts sound like, log-mels (..., S, B, L), n = L * hop -> the parts (..., S, n).
+
+    Wiener's masks on the mixture's spectrum: a part's share of the power. Phases are the mixture's; the parts add up to it. Raises
+    ValueError where n is too short, as ``log_mel`` does, or fits no L.
+    """
+    if wave.shape[-1] != log_mels.shape[-1] * spec.hop:
+        raise ValueError(f"{wave.shape[-1]} samples are not {log_mels.shape[-1]} frames of {spec.hop}")
+    spectrum = _spectrum(_mirrored(wave, spec), spec).unsqueeze(-3)
+    power = (2 * log_mels).exp().transpose(-1, -2) @ _filters(spec, log_mels.dtype, log_mels.device).T + SILENT_POWER
+    parts = _overlap_add(spectrum * (power / power.sum(-3, keepdim=True)), spec)
+    return parts[..., spec.margin : spec.margin + wave.shape[-1]]
 
 
 def log_cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
@@ -228,6 +239,16 @@ def _pitch_classes(sample_rate: int, window: int, dtype: torch.dtype, device: to
     for classes, share in ((below, 1 - part), (below + 1, part)):
         shares.scatter_add_(0, (classes.long() % 12)[None], torch.where(inside, share, 0.0)[None])
     return shares.to(dtype=dtype, device=device)
+
+
+def _mirrored(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
+    """(..., n) -> (..., n + 2 margin), the ends mirrored. Raises ValueError where n is too short for that."""
+    if wave.shape[-1] <= spec.margin:
+        raise ValueError(
+            f"{wave.shape[-1]} samples are too short for a window of {spec.window} and a hop of {spec.hop}"
+        )
+    flat = wave.reshape(-1, wave.shape[-1])
+    return torch.nn.functional.pad(flat, (spec.margin, spec.margin), mode="reflect").reshape(*wave.shape[:-1], -1)
 
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:

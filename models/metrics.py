@@ -12,6 +12,7 @@ from torch import Tensor
 
 Figure = dict[str, float]
 LEAST = 1e-20  # of a product of two variances
+RESAMPLES = 10_000  # from one fixed seed: the same values give the same interval
 Z = 1.959964  # normal quantile of a two-sided 95 % interval
 
 
@@ -35,11 +36,32 @@ def mean(values: Tensor) -> Figure:
     return {"value": centre, "low": centre - half, "high": centre + half, "count": count}
 
 
+def ratio_of_means(one: Tensor, other: Tensor) -> Figure:
+    """mean(one) / mean(other) of values (n,) in pairs, with the percentile interval of RESAMPLES bootstraps of the pairs (Efron 1979)."""
+    if one.shape != other.shape or (count := len(one)) < 2:
+        raise ValueError("an interval of a ratio needs at least two pairs")
+    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+    ratios = one.double()[drawn].mean(1) / other.double()[drawn].mean(1)
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"value": float(one.double().mean() / other.double().mean()), "low": low, "high": high, "count": count}
+
+
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, over the last dimension: (..., n) each -> (...). 0 where one of them does not move; differentiable there, too."""
     one, other = (x - x.mean(-1, keepdim=True) for x in (one, other))
     scales = (one.square().sum(-1) * other.square().sum(-1)).clamp_min(LEAST).sqrt()
     return (one * other).sum(-1) / scales
+
+
+def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 1811.02508, Eq. (5)): (..., n) each -> (...).
+
+    No mean is taken off. 0 over 0 counts as LEAST over LEAST: a silent target has no ratio that means anything, leave it out.
+    """
+    scale = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True).clamp_min(LEAST)
+    wanted = scale * target
+    ratio = wanted.square().sum(-1).clamp_min(LEAST) / (estimate - wanted).square().sum(-1).clamp_min(LEAST)
+    return 10 * ratio.log10()
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

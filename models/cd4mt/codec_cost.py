@@ -30,15 +30,10 @@ NEPER = 20 / math.log(10)  # decibels
 def codec_cost(module: TrainModule, data_folder: Path, split: str) -> Figures:
     """Where the shards that were encoded lie beside the latents: the distance between the recordings and what comes back, how far their
     log-mels are apart in the mean, and of waveform codecs the signal-to-noise ratio (a vocoder makes phases of its own)."""
-    folder = data_folder.with_name(data_folder.name.removesuffix(f"-{module.data['latent']['codec']}"))
-    if folder == data_folder or not (folder / MANIFEST).is_file():
+    originals = recordings(module, data_folder, split, SAMPLES)
+    if not len(originals):
         return {}
-    manifest = read_manifest(folder)
-    if manifest.identity != module.data["latent"]["source"]:
-        return {}
-    count = min(SAMPLES, manifest.samples(split))
-    originals = _by_number(manifest, split, "stems", count) / FULL_SCALE
-    latents = _by_number(read_manifest(data_folder), split, facts.FIELD, count)
+    latents = _by_number(read_manifest(data_folder), split, facts.FIELD, len(originals))
     decoded = torch.cat([to_audio(module, module.clean({facts.FIELD: part})).cpu() for part in latents.split(BATCH)])
     originals = originals[..., : decoded.shape[-1]]
     rate = int(module.data["sample_rate"])
@@ -50,6 +45,17 @@ def codec_cost(module: TrainModule, data_folder: Path, split: str) -> Figures:
         ratios = 10 * (originals.square().sum(-1) / noise).log10()
         figures["codec_median_snr_db"] = float(ratios[audible(originals)].median())
     return figures
+
+
+def recordings(module: TrainModule, data_folder: Path, split: str, most: int) -> Tensor:
+    """(B, S, n) of the shards that were encoded, full scale 1, at most ``most``; nothing where they do not lie beside the latents."""
+    folder = data_folder.with_name(data_folder.name.removesuffix(f"-{module.data['latent']['codec']}"))
+    if folder == data_folder or not (folder / MANIFEST).is_file():
+        return torch.zeros(0)
+    manifest = read_manifest(folder)
+    if manifest.identity != module.data["latent"]["source"]:
+        return torch.zeros(0)
+    return _by_number(manifest, split, "stems", min(most, manifest.samples(split))) / FULL_SCALE
 
 
 def _by_number(manifest: Manifest, split: str, field: str, count: int) -> Tensor:

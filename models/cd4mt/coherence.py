@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from models.cd4mt.statistics import Figures, mel_spec
-from models.features import CqtSpec, cqt, log_mel
-from models.metrics import mean
+from models.features import CqtSpec, cqt, onset_strength
+from models.metrics import correlation, mean
 
 C2 = 65.40639132514966  # Hz; five octaves from here
 UNPITCHED = "drums"
 QUIET = 1e-4  # root mean square of a stem that says nothing
 
 
-def onset_strength(wave: Tensor, sample_rate: int) -> Tensor:
-    """(..., n) -> (..., F): how much the log-mel rises from a frame to the next, a mean over its bands (spectral flux)."""
-    return log_mel(wave, mel_spec(sample_rate)).diff(dim=-1).clamp_min(0).mean(-2)
+def onsets(wave: Tensor, sample_rate: int) -> Tensor:
+    """(..., n) -> (..., F)."""
+    return onset_strength(wave, mel_spec(sample_rate))
 
 
 def chroma(wave: Tensor, sample_rate: int) -> Tensor:
@@ -38,13 +38,13 @@ def agreement(features: Tensor, audible: Tensor) -> Tensor:
     """(B, S, F) and bool (B, S) -> (B,): mean correlation of the pairs of audible stems; NaN where there is no pair."""
     pairs = torch.combinations(torch.arange(features.shape[1], device=features.device))
     both = audible[:, pairs].all(-1)
-    found = _correlation(features[:, pairs[:, 0]], features[:, pairs[:, 1]])
+    found = correlation(features[:, pairs[:, 0]], features[:, pairs[:, 1]])
     return torch.where(both, found, 0).sum(-1) / both.sum(-1)
 
 
 def agreement_with(stem: Tensor, given: Tensor, audible: Tensor) -> Tensor:
     """(B, F), (B, S, F) and bool (B, S) -> (B,): mean correlation of a stem with the audible ones that are given; NaN where none is."""
-    found = _correlation(stem[:, None], given)
+    found = correlation(stem[:, None], given)
     return torch.where(audible, found, 0).sum(-1) / audible.sum(-1)
 
 
@@ -73,7 +73,7 @@ def together(name: str, waves: Tensor, stems: Sequence[str], sample_rate: int) -
 def features(stems: Sequence[str]) -> dict[str, tuple[Callable[[Tensor, int], Tensor], list[int]]]:
     """By what is compared: a feature, and the numbers of the stems that have it."""
     pitched = [i for i, stem in enumerate(stems) if stem != UNPITCHED]
-    return {"beat": (onset_strength, list(range(len(stems)))), "harmony": (chroma, pitched)}
+    return {"beat": (onsets, list(range(len(stems)))), "harmony": (chroma, pitched)}
 
 
 def imputation(songs: Tensor, made: Tensor, stems: Sequence[str], sample_rate: int) -> Figures:
@@ -104,8 +104,3 @@ def _paired(name: str, own: Tensor, foreign: Tensor) -> Figures:
     if both.sum() < 2:
         return {}
     return {f"{name}_agreement": mean(own[both]), f"{name}_above_shuffled": mean((own - foreign)[both])}
-
-
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    one, other = (x - x.mean(-1, keepdim=True) for x in (one, other))
-    return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1)).clamp_min(1e-9)

@@ -2,7 +2,8 @@
 
 The Fréchet distance is over log-mel statistics (``statistics``). The reference is held-out latents through the codec, so the distance
 is the generator's alone. What the codec costs stands beside it (``codec_cost``), and so does the distance of the training songs
-(``training_songs``), which is what a perfect memory would reach. Two baselines, of the training songs' latents: noise of each channel's
+(``training_songs``), as many of them at a time as there are draws: what a perfect memory would reach, for the distance of a few draws
+is not 0 even where their distribution is the right one. Two baselines, of the training songs' latents: noise of each channel's
 mean and deviation (``noise``), and the means alone, the same in every frame (``mean_stem``).
 
 Shapes: B samples, S stems, C latent channels, L frames, n audio samples.
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from models.cd4mt import sampling
-from models.cd4mt.codec_cost import codec_cost
+from models.cd4mt.codec_cost import codec_cost, recordings
 from models.cd4mt.coherence import imputation, together
+from models.cd4mt.separation import separation
 from models.cd4mt.showing import to_audio, write_comparison
 from models.cd4mt.statistics import Comparison, Figures, spectra
 from models.cd4mt.train_module import TrainModule
@@ -27,7 +29,7 @@ from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
 from pipeline.rng import KeyedRandom
 
-SEEDS = 3  # draws of everything, for the spread
+SEEDS = 10  # draws of everything, for the spread
 DRAWS = 48  # a seed
 HELD_OUT = 512  # samples of a split at most
 BATCH = 16
@@ -39,7 +41,7 @@ ITERATIONS = 8  # of Griffin-Lim there, where the codec is one of mels; fewer th
 def evaluate(module: TrainModule, data_folder: Path, out: Path, split: str = "test") -> Figures:
     """The figures by name; a picture of one draw of every way to sample goes to ``out``. UserError where the split is too small."""
     module.eval()
-    songs, learned = (_songs(module, data_folder, name) for name in (split, "train"))
+    songs, learned = (songs_of(module, data_folder, name) for name in (split, "train"))
     if len(songs) < 2:
         raise UserError(f"the {split} split of {data_folder} has {len(songs)} samples; distances need 2 at least.")
     compare = Comparison(module.stems, spectra(module, songs))
@@ -58,6 +60,7 @@ def evaluate(module: TrainModule, data_folder: Path, out: Path, split: str = "te
     figures |= together("data", real, module.stems, rate)
     figures |= imputation(real, imputed(module, songs[:HEARD]), module.stems, rate)
     figures |= codec_cost(module, data_folder, split)
+    figures |= separation(module, recordings(module, data_folder, split, HEARD))
     write_comparison(out, "CD4MT, data and draws", shown, module.stems, rate)
     return figures
 
@@ -67,12 +70,13 @@ def baselines(module: TrainModule, compare: Comparison, learned: Tensor) -> Figu
     centre, deviation = learned.mean((0, 3), keepdim=True), learned.std((0, 3), keepdim=True)
     shape, numbers = (*learned.shape[1:3], module.frames), torch.arange(DRAWS)
     noises = (KeyedRandom(seed).normal("cd4mt/evaluate/noise", numbers, shape) for seed in range(SEEDS))
+    memory = [torch.randperm(len(learned), generator=torch.Generator().manual_seed(i))[:DRAWS] for i in range(SEEDS)]
     noise = [spectra(module, centre + deviation * one.to(learned)) for one in noises]
     still = spectra(module, centre.expand(2, -1, -1, module.frames))
     return (
         compare.seeds("noise", noise)
         | compare.one("mean_stem", still)
-        | compare.one("training_songs", spectra(module, learned))
+        | compare.seeds("training_songs", [spectra(module, learned[some]) for some in memory])
     )
 
 
@@ -113,7 +117,7 @@ def audio(module: TrainModule, latents: Tensor) -> Tensor:
     return torch.cat([to_audio(module, part, ITERATIONS).cpu() for part in latents.split(BATCH)])
 
 
-def _songs(module: TrainModule, data_folder: Path, split: str) -> Tensor:
+def songs_of(module: TrainModule, data_folder: Path, split: str) -> Tensor:
     """A split's latents (B, S, C, L) of deviation sigma_data, in pieces as long as a draw is."""
     pieces = []
     for batch in Evaluation(read_manifest(data_folder), split, batch_size=BATCH, limit=HELD_OUT // BATCH):

@@ -87,18 +87,19 @@ class Comparison:
 
     def one(self, name: str, found: Spectra) -> Figures:
         """NAME_frechet_... of each stem, their mean ("stems") and the mixture ("total")."""
-        return {f"{name}_frechet_{track}": value for track, value in self._distances(found).items()}
+        return {f"{name}_frechet_{track}": value for track, value in self.distances(found).items()}
 
     def seeds(self, name: str, draws: Sequence[Spectra]) -> Figures:
         """The mean over several draws of everything, with its interval."""
-        found = [self._distances(draw) for draw in draws]
+        found = [self.distances(draw) for draw in draws]
         return {f"{name}_frechet_{track}": mean(torch.tensor([one[track] for one in found])) for track in found[0]}
 
     @cached_property
     def _known(self) -> Tensor:
         return self.reference.statistics()
 
-    def _distances(self, found: Spectra) -> dict[str, float]:
+    def distances(self, found: Spectra) -> dict[str, float]:
+        """Of each stem, of their mean ("stems") and of the mixture ("total")."""
         *each, total = (
             frechet_distance(one, other) for one, other in zip(self._known, found.statistics(), strict=True)
         )

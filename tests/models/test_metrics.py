@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.metrics import accuracy, frechet_distance, mean
+from models.metrics import accuracy, frechet_distance, mean, ratio_of_means, si_sdr
 
 
 def test_wilson_interval():
@@ -24,6 +24,22 @@ def test_mean_and_its_interval():
 def test_nothing_has_no_figure(figure, values):
     with pytest.raises(ValueError):
         figure(values)
+
+
+def test_a_ratio_of_pairs_is_narrow_where_pairs_go_together():
+    base = torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
+    same = ratio_of_means(1.5 * base, base)
+    assert same == pytest.approx({"value": 1.5, "low": 1.5, "high": 1.5, "count": 5})
+    apart = ratio_of_means(1.5 * base.flip(0), base)
+    assert apart["value"] == 1.5 and apart["low"] < 1.1 and apart["high"] > 2
+    with pytest.raises(ValueError, match="two pairs"):
+        ratio_of_means(base[:1], base[:1])
+
+
+def test_si_sdr_by_hand_and_whatever_the_scale():
+    target, noise = torch.tensor([3.0, 0.0, 4.0, 0.0]), torch.tensor([0.0, 0.5, 0.0, 0.0])
+    assert float(si_sdr(target + noise, target)) == pytest.approx(20)  # 25 over a quarter
+    assert float(si_sdr(-7 * (target + noise), target)) == pytest.approx(20, abs=1e-4)
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():
