@@ -21,6 +21,7 @@ from models.blocks.precision import full_precision, kept_for_all
 
 PHASE_SEED = 20240810  # Griffin-Lim starts from fixed random phases: the same mel gives the same waveform
 SILENT_POWER = 1e-16  # of a bin that no band covers, or where all parts are silent: they share it
+OCTAVES_LOWEST, OCTAVES_HIGHEST = 80.0, 16000.0  # Hz; the middles of the outermost of ``octave_bands``
 MOMENTUM = 0.99  # of fast Griffin-Lim (Perraudin et al. 2013)
 
 
@@ -87,6 +88,17 @@ def log_mel(wave: torch.Tensor, spec: MelSpec, *, context: bool = False) -> torc
     samples more on either side, and L = (n - 2 * margin) // hop. Raises ValueError where n is too short to mirror.
     """
     return log_compress(mel(wave, spec, context=context), spec)
+
+
+def octave_bands(count: int, window: int, sample_rate: int) -> torch.Tensor:
+    """(F, B = count): triangles over the bins of an STFT whose middles stand in equal ratios from OCTAVES_LOWEST to OCTAVES_HIGHEST, each
+    of sum 1, none narrower than a bin."""
+    hertz = torch.fft.rfftfreq(window, 1 / sample_rate).clamp(min=1)[:, None]
+    middles = OCTAVES_LOWEST * (OCTAVES_HIGHEST / OCTAVES_LOWEST) ** torch.linspace(0, 1, count)
+    ratio = math.log2(OCTAVES_HIGHEST / OCTAVES_LOWEST) / max(count - 1, 1)
+    reach = (1 + sample_rate / window / middles).log2().clamp(min=ratio)
+    triangles = (1 - (hertz / middles).log2().abs() / reach).clamp(min=0)
+    return triangles / triangles.sum(0).clamp(min=1e-6)
 
 
 def log_compress(magnitudes: torch.Tensor, spec: MelSpec) -> torch.Tensor:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from models.blocks.precision import full_precision, kept_for_all
+from models.features import octave_bands
 
 RESOLUTIONS = (512, 2048, 8192)  # hops are half of them
+OCTAVES = ((1024, 24), (4096, 48), (16384, 48))  # windows, and the bands that each is seen in
+FAINT = 1e-7  # mean power of a band's bins, some -95 dB of full scale: what lies below is not told apart
 POWER_FLOOR = 1e-8  # of an STFT with a Hann window of unit peak
 
 
@@ -32,6 +35,31 @@ def multi_resolution_stft(one: Tensor, target: Tensor, windows: tuple[int, ...] 
     return torch.stack(found).mean(0)
 
 
+@full_precision
+def multi_resolution_octaves(
+    one: Tensor, target: Tensor, sample_rate: int, resolutions: tuple[tuple[int, int], ...] = OCTAVES
+) -> Tensor:
+    """(B, C, n) each -> (B,): mean absolute difference of the natural logarithms of amplitude in bands of equal width in octaves, averaged
+    over channels, frames, bands and resolutions.
+
+    What ``multi_resolution_stft`` says of single bins, of which two thirds lie in the highest octave and a half, and all are as random as
+    the noise of a reverb, this says of bands, as an equaliser is set; its minimum is not moved by that noise. Raises ValueError for a
+    signal shorter than half a window.
+    """
+    longest = max(window for window, _ in resolutions)
+    if one.shape[-1] <= longest // 2:
+        raise ValueError(f"{one.shape[-1]} samples are too short for an STFT of {longest}")
+    found = []
+    for window, count in resolutions:
+        bank = _octaves(count, window, sample_rate, one.dtype, one.device)
+        ours, theirs = (
+            (magnitudes(wave, window, window // 4).square().transpose(-1, -2) @ bank).clamp(min=FAINT).log() / 2
+            for wave in (one, target)
+        )
+        found.append((ours - theirs).abs().mean((1, 2, 3)))
+    return torch.stack(found).mean(0)
+
+
 def magnitudes(wave: Tensor, window: int, hop: int) -> Tensor:
     """(..., n) -> (..., F, L) magnitudes of a centred Hann STFT, none below the root of POWER_FLOOR."""
     flat = wave.reshape(-1, wave.shape[-1])
@@ -43,3 +71,8 @@ def magnitudes(wave: Tensor, window: int, hop: int) -> Tensor:
 @kept_for_all
 def _hann(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.hann_window(window, dtype=dtype, device=device)
+
+
+@kept_for_all
+def _octaves(count: int, window: int, sample_rate: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return octave_bands(count, window, sample_rate).to(dtype).to(device)

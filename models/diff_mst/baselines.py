@@ -31,8 +31,10 @@ class Recipe:
 
 
 def optimised(module: TrainModule, seen: View, start: Settings, recipe: Recipe) -> Settings:
-    """One setting (1, S, 1, P) for all segments of ``seen``, by descent of the run's own loss from ``start``; the best that was met."""
-    sections, weights = module.layout.sections, module.model_config.weights
+    """One setting (1, S, 1, P) for all segments of ``seen``, by descent from ``start``; the best that was met. What descends is the run's
+    own loss and, where a run is trained without it, the multi-resolution STFT: that is what ceilings are held up as."""
+    sections, own = module.layout.sections, module.model_config.weights
+    weights = own.model_copy(update={"stft": own.stft or 1.0})
     logits = {
         name: to_turns(start[name], section).clamp(INSIDE, 1 - INSIDE).logit().requires_grad_()
         for name, section in sections.items()

@@ -59,9 +59,11 @@ class ControllerShape(Section):
 
 
 class Weights(Section):
-    """Of the loss: the multi-resolution STFT, and the audio features by the paper's weights (Section 3.4)."""
+    """Of the loss: the multi-resolution STFT, and the audio features by the paper's weights (Section 3.4); ``octaves`` is ours: spectra in
+    bands of equal width in octaves (``models.losses.multi_resolution_octaves``)."""
 
     stft: float = Field(1.0, ge=0)
+    octaves: float = Field(0.0, ge=0)
     rms: float = Field(0.1, ge=0)
     crest: float = Field(0.001, ge=0)
     width: float = Field(1.0, ge=0)
@@ -88,8 +90,11 @@ class ModelConfig(ModelSection):
 
     @model_validator(mode="after")
     def _something_is_compared(self) -> ModelConfig:
-        if self.reference == "other" and self.weights.stft:
-            raise ValueError("a reference of another song has no STFT to be compared with: set model.weights.stft=0")
+        if self.reference == "other" and (aligned := [n for n in ("stft", "octaves") if getattr(self.weights, n)]):
+            name = aligned[0]
+            raise ValueError(
+                f"a reference of another song is not aligned with the mix, which {name} needs: set model.weights.{name}=0"
+            )
         if not any(self.weights.model_dump().values()):
             raise ValueError("every weight is 0: there is nothing to minimise")
         return self

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from models.blocks.console.layout import Layout, Section
 from models.blocks.console.settings import Settings, from_turns
 from models.diff_mst.config import EncoderShape, ModelConfig
+from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
 
 COMPRESSION = 0.3  # exponent of the magnitudes
 EDGE = 0.03  # a knob that starts at its end starts so far from it, where a sigmoid still moves
-LOWEST, HIGHEST = 80.0, 16000.0  # Hz; the middles of the long-term spectrum's outermost bands
 SOUNDING = 1e-4  # of the loudest frame's power, -40 dB: what counts as a frame that sounds
 FAINT = 1e-8  # power below which nothing is told apart
 TILT = 2.0  # nats by which a voice's spectrum falls in an octave, about
@@ -96,7 +96,7 @@ class LongTermSpectrum(nn.Module):
         self.register_buffer("filters", octave_bands(count, shape.window, sample_rate), persistent=False)
         angles = math.pi / count * torch.arange(count)[:, None] * (torch.arange(count) + 0.5)
         self.register_buffer("cosines", SCALE * (2 / count) ** 0.5 * angles.cos(), persistent=False)
-        octaves = torch.linspace(0, 1, count) * math.log2(HIGHEST / LOWEST)
+        octaves = torch.linspace(0, 1, count) * math.log2(OCTAVES_HIGHEST / OCTAVES_LOWEST)
         self.register_buffer("tilt", -TILT * (octaves - octaves.mean()) - 2 * TILT, persistent=False)
         self.out = nn.Linear(2 * count, width)
 
@@ -109,16 +109,6 @@ class LongTermSpectrum(nn.Module):
             spectra = torch.stack([logs, bands.mean(1).clamp(min=FAINT).log()], dim=1)  # (b, 2, bands)
             found = (spectra - self.tilt) @ self.cosines.T
         return self.out(found.flatten(1))
-
-
-def octave_bands(count: int, window: int, sample_rate: int) -> Tensor:
-    """(F, count): triangles whose middles stand in equal ratios from LOWEST to HIGHEST Hz, each of sum 1, none narrower than a bin."""
-    hertz = torch.fft.rfftfreq(window, 1 / sample_rate).clamp(min=1)[:, None]
-    middles = LOWEST * (HIGHEST / LOWEST) ** torch.linspace(0, 1, count)
-    ratio, bin_width = math.log2(HIGHEST / LOWEST) / max(count - 1, 1), sample_rate / window
-    reach = (1 + bin_width / middles).log2().clamp(min=ratio)
-    triangles = (1 - (hertz / middles).log2().abs() / reach).clamp(min=0)
-    return triangles / triangles.sum(0).clamp(min=1e-6)
 
 
 class Head(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.blocks.precision import full_precision, kept_for_all
 from models.diff_mst.config import Weights
-from models.losses import magnitudes, multi_resolution_stft
+from models.losses import magnitudes, multi_resolution_octaves, multi_resolution_stft
 
 FEATURES = ("rms", "crest", "width", "imbalance", "bark")
 BARK_WINDOW = 32768
@@ -66,8 +66,10 @@ def feature_distances(mix: Tensor, like: Tensor, sample_rate: int) -> dict[str, 
 
 
 def distances(mix: Tensor, like: Tensor, sample_rate: int, weights: Weights) -> dict[str, Tensor]:
-    """Everything with a weight, (B,) by name, unweighted; ``stft`` needs ``like`` to be aligned with ``mix``."""
+    """Everything with a weight, (B,) by name, unweighted; ``stft`` and ``octaves`` need ``like`` to be aligned with ``mix``."""
     found = {"stft": multi_resolution_stft(mix, like)} if weights.stft else {}
+    if weights.octaves:
+        found["octaves"] = multi_resolution_octaves(mix, like, sample_rate)
     return found | feature_distances(mix, like, sample_rate)
 
 

@@ -16,11 +16,12 @@ from models.diff_mst.baselines import Recipe
 from models.diff_mst.config import EncoderShape
 from models.diff_mst.evaluate import evaluate, partners
 from models.diff_mst.generate import add_arguments, generate
-from models.diff_mst.networks import HIGHEST, LOWEST, LongTermSpectrum, MixingEngineer, octave_bands
+from models.diff_mst.networks import LongTermSpectrum, MixingEngineer
 from models.diff_mst.objectives import audio_features
 from models.diff_mst.preset import read_preset
 from models.diff_mst.truth import parameter_errors, stand, true_stand, typical
-from models.losses import multi_resolution_stft
+from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
+from models.losses import multi_resolution_octaves, multi_resolution_stft
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST, sealed, unsealed
 from tests.models.helpers import build, load
@@ -30,7 +31,7 @@ TINY = (
     "model.encoder.channels=[4,8]", "model.encoder.groups=2", "model.controller.width=16", "model.controller.layers=1",
     "model.controller.heads=2", "model.controller.feed_forward=32",
 )  # fmt: skip
-OTHER = ("model.reference=other", "model.weights.stft=0", "data.partner=true")
+OTHER = ("model.reference=other", "model.weights={stft: 0, bark: 1}", "data.partner=true")
 RATE = 48000
 
 
@@ -149,7 +150,7 @@ def test_crops_are_aligned():
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
-    (("model.reference=other",), "no STFT to be compared with"),
+    (("model.reference=other",), "not aligned with the mix"),
     ((*OTHER, "data.partner=false"), "set data.partner=true"),
     (("model.reference=made",), "trains on multitracks"),
     (("model.crop=999999",), "set it to at most that"),
@@ -157,7 +158,7 @@ def test_crops_are_aligned():
     (("model.lead_in=1.2",), "set it lower"),
     (("model.console.tracks=2",), "model.console.tracks is 2"),
     (("model.encoder.groups=3",), "does not divide"),
-    (("model.weights={stft: 0, rms: 0, crest: 0, width: 0, imbalance: 0, bark: 0}",), "nothing to minimise"),
+    (("model.weights={stft: 0, octaves: 0, rms: 0, crest: 0, width: 0, imbalance: 0, bark: 0}",), "nothing to minimise"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_said_in_a_sentence(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -175,7 +176,7 @@ def test_an_encoder_hears_where_in_the_spectrum_something_stands():
         spectrum = torch.stft(tone, 2048, 2048, window=torch.hann_window(2048), return_complex=True)
         cosines = heard(spectrum.abs().square().transpose(-1, -2))[:, :48]
         bands = cosines @ heard.cosines / 0.09 + heard.tilt  # the cosines are orthogonal
-        middles = LOWEST * (HIGHEST / LOWEST) ** torch.linspace(0, 1, 48)
+        middles = OCTAVES_LOWEST * (OCTAVES_HIGHEST / OCTAVES_LOWEST) ** torch.linspace(0, 1, 48)
         assert abs(float((middles[bands[0].argmax()] / hertz).log2())) < 0.1
     bank = octave_bands(48, 2048, RATE)
     assert torch.allclose(bank.sum(0), torch.ones(48)) and bank.shape == (1025, 48)
@@ -226,6 +227,26 @@ def test_multi_resolution_stft_is_nothing_for_equals_and_grows():
     assert torch.allclose(far, torch.tensor(1 + np.log(2)).float(), atol=1e-3)
     with pytest.raises(ValueError, match="too short"):
         multi_resolution_stft(noise[..., :4000], noise[..., :4000])
+
+
+def test_octaves_tell_how_an_equaliser_is_set_whatever_the_noise():
+    """With the same spectrum but other noise the distance is at its least where the gains are equal; the STFT wants less of the noise."""
+    mine, theirs = 0.1 * torch.randn(2, 1, 2, RATE, generator=torch.Generator().manual_seed(0))
+    gains = [0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4]
+    by_octaves, by_bins = (
+        [float(distance(gain * mine)) for gain in gains]
+        for distance in (
+            lambda wave: multi_resolution_octaves(wave, theirs, RATE),
+            lambda wave: multi_resolution_stft(wave, theirs),
+        )
+    )
+    assert gains[int(np.argmin(by_octaves))] == 1.0
+    assert gains[int(np.argmin(by_bins))] < 1.0
+    assert float(multi_resolution_octaves(theirs, theirs, RATE)) == pytest.approx(0, abs=1e-6)
+    twice = multi_resolution_octaves(2 * theirs, theirs, RATE)
+    assert torch.allclose(twice, torch.tensor(2.0).log(), atol=1e-3) and twice.shape == (1,)
+    with pytest.raises(ValueError, match="too short"):
+        multi_resolution_octaves(theirs[..., :8000], theirs[..., :8000], RATE)
 
 
 # --- whole songs ------------------------------------------------------------------------------------------------------------------
