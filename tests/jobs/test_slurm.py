@@ -264,9 +264,10 @@ def test_a_time_limit_without_a_warning_saves_and_comes_back(slurm, lab):
 
 
 def test_launching_again_finds_the_queued_run_and_cancel_saves_it(slurm, lab):
-    job = lab.submit(slurm)
+    long = ("--set", "trainer.max_steps=100000")  # not complete before it is cancelled, on any machine
+    job = lab.submit(slurm, *long)
     lab.wait_training(slurm, job, 1)
-    again = command(*lab.words(), env=slurm.environment)
+    again = command(*lab.words(*long), env=slurm.environment)
     assert again.returncode == 0 and f"queued as job {job}: RUNNING" in again.stderr, again.stderr
     done = command("jobs/cancel.py", lab.run.name, "--runs", lab.runs, env=slurm.environment)
     assert done.returncode == 0 and "saves and ends" in done.stderr
