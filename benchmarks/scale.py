@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed import TCPStore
 
+from benchmarks.apart import lines_of
 from benchmarks.launch import seconds
 from benchmarks.restore import write_dataset
 from benchmarks.rows import Row, amount, hand_over
@@ -187,15 +188,10 @@ def ddp(console: Console, names: Sequence[str] = QUICK) -> list[Row]:
 
 def _apart(name: str) -> tuple[float, float] | str:
     """FLOPs of a sample and bytes of gradients of a step, counted in a process of its own; or why not."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--count", name]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return f"a step of the smallest batch is not done in {LONGEST} s"
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    flops, gradients = json.loads(done.stdout.splitlines()[-1])
+    said = lines_of("scale", ["--count", name], LONGEST)
+    if isinstance(said, str):
+        return said
+    flops, gradients = json.loads(said[-1])
     return flops, gradients
 
 

@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.apart import lines_of
 from benchmarks.rows import Row, amount, hand_over, ratios
-from jobs.configs import ROOT, load_named
-from jobs.describe import BATCHES, build, example
+from jobs.configs import load_named
+from jobs.describe import BATCHES, StillEngine, build, example
 from pipeline import rng
 from pipeline.arithmetic import Count
 from pipeline.config import OptimizerChoice, RunConfig
@@ -99,23 +97,8 @@ class Measured:
         ]
 
 
-class BareEngine:
+class BareEngine(StillEngine):
     """What a GAN's ``optimize`` asks for, and nothing around it."""
-
-    def __init__(self, module: TrainModule) -> None:
-        self._module = module
-
-    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        yield batch, 1.0
-
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        return self._module.training_step(batch, step)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         norm = nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm or float("inf"))
@@ -248,15 +231,10 @@ def main() -> None:
 
 def apart(name: str, options: list[str]) -> Measured | str:
     """Measured in a process of its own, so that none finds another's memory; or what kept it from being measured."""
-    command = [sys.executable, "-m", "benchmarks.systems", name, "--one", *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return f"not done in {LONGEST} s"
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    *before, row = done.stdout.rstrip("\n").splitlines()
+    said = lines_of("systems", [name, "--one", *options], LONGEST)
+    if isinstance(said, str):
+        return said
+    *before, row = said
     for line in before:
         print(line)
     return Measured(**json.loads(row))

@@ -69,7 +69,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
     from torch.utils.flop_counter import FlopCounterMode  # late: it imports much
 
     with seen, FlopCounterMode(display=False) as counter:
-        module.optimize(_StillEngine(module), batch, module.configure_optimizers(), 1)
+        module.optimize(StillEngine(module), batch, module.configure_optimizers(), 1)
     parameters = list(module.parameters())
     return Description(
         module.before_the_batch(),
@@ -124,7 +124,7 @@ def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
     raise UserError(f"no batch of {', '.join(map(str, sizes))} samples can be made: {problem}")
 
 
-class _StillEngine:
+class StillEngine:
     """A ``train_module.Engine`` of one process whose optimizers do not step: a GAN is watched with all that it does in a step."""
 
     def __init__(self, module: TrainModule) -> None:
