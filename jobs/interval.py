@@ -48,5 +48,5 @@ def recommendation(size: int) -> str:
     each = ", ".join(f"{best_interval(saving, NODE_MTBF / n) / 60:.1f} min on {n}" for n in NODES)
     return (
         f"save every {each} nodes (a write of {saving.write:.1f} s, one failure in {NODE_MTBF / DAY:.0f} node-days): "
-        "trainer.save_every = that x time/steps_per_s"
+        "trainer.save_every = 60 x that x time/steps_per_s"
     )
