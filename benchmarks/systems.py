@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from benchmarks.apart import lines_of
 from benchmarks.rows import Row, amount, hand_over, ratios
 from jobs.configs import load_named
-from jobs.describe import BATCHES, StillEngine, build, example
+from jobs.describe import BATCHES, build, example
 from pipeline import rng
 from pipeline.arithmetic import Count
 from pipeline.config import OptimizerChoice, RunConfig
 from pipeline.distributed import Agreement, make_fabric
-from pipeline.engine import parameters_of
+from pipeline.engine import StillEngine, parameters_of
 from pipeline.errors import UserError, run_command
 from pipeline.saving import Saver
 from pipeline.train_module import Batch, TrainModule

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jobs.interval import recommendation
 from models import registry
 from pipeline import rng
 from pipeline.config import RunConfig
+from pipeline.engine import StillEngine
 from pipeline.errors import UserError, run_command
 from pipeline.manifest import read_manifest
 from pipeline.train_module import Batch, TrainModule
@@ -122,28 +122,6 @@ def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
         except UserError as error:
             problem = error
     raise UserError(f"no batch of {', '.join(map(str, sizes))} samples can be made: {problem}")
-
-
-class StillEngine:
-    """A ``train_module.Engine`` of one process whose optimizers do not step: a GAN is watched with all that it does in a step."""
-
-    def __init__(self, module: TrainModule) -> None:
-        self._module = module
-
-    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        yield batch, 1.0
-
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        return self._module.training_step(batch, step)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        return torch.zeros(())
 
 
 class _Watch:

@@ -183,6 +183,7 @@ class TrainerSection(Section):
     strategy: Literal["ddp", "deepspeed"] = "ddp"  # who holds what; either computes the same steps
     deepspeed: DeepSpeed = DeepSpeed()
     micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
+    compile: bool = False  # networks through torch.compile: minutes at every start for faster steps
     grad_clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, gt=0)
@@ -213,6 +214,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"{self.model.system} trains with {len(names)} optimizers ({', '.join(names)}), and DeepSpeed steps one: "
                 "set trainer.strategy=ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled_holds_its_weights(self) -> RunConfig:
+        section = self.trainer
+        if section.compile and section.strategy == "deepspeed" and section.deepspeed.stage == 3:
+            raise ValueError(
+                "trainer.compile needs whole weights, and ZeRO's stage 3 gathers them layer by layer: set trainer.deepspeed.stage=2, "
+                "or trainer.compile=false"
             )
         return self
 
@@ -250,7 +261,7 @@ BUDGET_KEYS = (
     "rollback",
     "profile",
 )
-HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("workers",)}
+HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed", "compile"), "data": ("workers",)}
 
 
 def identity_of(config: RunConfig, data_identity: str) -> str:

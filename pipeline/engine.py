@@ -5,8 +5,8 @@ A module that trains with one optimizer never sees this; a GAN calls it from its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -98,6 +98,33 @@ class PlainEngine(Accumulation):
             with self.pace.meeting():
                 average_gradients(parameters_of(optimizer))
         return clip_and_step(optimizer, max_norm)
+
+
+class StillEngine(Accumulation):
+    """The ``train_module.Engine`` of a step that is only watched or compiled by: of this process alone, and optimizers do not step.
+
+    Args:
+        autocast: makes the context of the run's precision; default: that of the weights.
+    """
+
+    def __init__(
+        self,
+        module: TrainModule,
+        micro_batch: int | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(micro_batch, next(module.parameters()).device)
+        self._module, self.autocast = module, autocast
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        with self.autocast():
+            return self._module.training_step(batch, step)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        return torch.zeros(())
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

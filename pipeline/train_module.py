@@ -93,6 +93,13 @@ class TrainModule(nn.Module):
         """What ``trainer.ema`` averages, by name: all that is trained. A GAN leaves its discriminator out."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """What ``trainer.compile`` compiles: modules whose ``forward`` takes and gives tensors and is the same graph whatever they hold.
+
+        Default: nothing.
+        """
+        return iter(())
+
     def load_pretrained(self) -> dict[str, str]:
         """Begin parts that are trained on with weights of the weights folder; the files' hashes by their names, for the run's history.
 

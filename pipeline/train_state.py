@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, StoredCheckpoint
 from pipeline.collectives import world_size
+from pipeline.compiling import as_it_is, compile_parts
 from pipeline.config import RunConfig
 from pipeline.distributed import Agreement
 from pipeline.ema import Ema
-from pipeline.engine import FabricEngine, PlainEngine, parameters_of
+from pipeline.engine import FabricEngine, PlainEngine, StillEngine, parameters_of
 from pipeline.fabric import Fabric
 from pipeline.pace import Pace
 from pipeline.saving import Saver
@@ -38,8 +40,11 @@ class TrainState(Protocol):
     def begin(self, stored: StoredCheckpoint | None) -> tuple[PacedEngine, Optimizers]:
         """Take over a checkpoint and make ready for training; what ``TrainModule.optimize`` is given."""
 
-    def settle(self, engine: Engine, batch: Batch, step: int) -> None:
-        """Before an attempt's first step: let what is chosen at the first backward be chosen by one that does not count."""
+    def settle(self, engine: Engine, batch: Batch, step: int, counting: AbstractContextManager[None]) -> None:
+        """Before an attempt's first step: let what is chosen or compiled at the first one be so by steps that move nothing.
+
+        ``counting``: where training steps are compiled, a step that is not is made within it, if this state can.
+        """
 
     def set_learning_rate(self, step: int) -> dict[str, float]:
         """Apply every optimizer's schedule; returns the rates as they are logged. A pure function of the step: nothing is carried."""
@@ -96,6 +101,8 @@ class Replicated:
     def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, rank: int, saver: Saver) -> None:
         self._fabric, self._module, self._config, self._rank, self._saver = fabric, module, config, rank, saver
         module.to(fabric.device)
+        if config.trainer.compile:
+            compile_parts(module)
         self._optimizers = module.configure_optimizers()
         for optimizer in self._optimizers.values():
             optimizer.register_step_pre_hook(saver.hold_still)
@@ -121,19 +128,32 @@ class Replicated:
             weights = {name: parameter.detach() for name, parameter in self._module.averaged_parameters()}
             self._ema.load_state_dict(stored.parts.get("ema") or weights)
 
-    def settle(self, engine: Engine, batch: Batch, step: int) -> None:
-        """DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket
-        decides in which order it is summed: without this, a resumed run's first step would differ in its last bits.
+    def settle(self, engine: Engine, batch: Batch, step: int, counting: AbstractContextManager[None]) -> None:
+        """Compile, where the run is compiled; ranks do it at the same time and meet in no gradient, for none is to wait for another.
+
+        DDP orders its buckets anew after an attempt's first backward. From three ranks on, the place of a gradient in a bucket
+        decides in which order it is summed: without a step before, a resumed run's first one would differ in its last bits.
         """
-        if world_size() < 3 or len(self._optimizers) > 1:
-            return
-        buffers = {name: value.clone() for name, value in self._module.named_buffers()}
+        if self._config.trainer.compile:
+            alone = StillEngine(self._module, self._config.trainer.micro_batch, self._fabric.autocast)
+            with as_it_is(self._config.trainer.compile), counting:
+                self.rehearse(alone, batch, step)
+            self.rehearse(alone, batch, step)
+        if world_size() >= 3 and len(self._optimizers) == 1:
+            self.rehearse(engine, batch, step)
+
+    def rehearse(self, engine: Engine, batch: Batch, step: int) -> None:
+        """A step that leaves everything as it was, what a module moves by itself included: buffers, a teacher's weights."""
+        moved = {id(p) for optimizer in self._optimizers.values() for p in parameters_of(optimizer)}
+        named = itertools.chain(self._module.named_parameters(), self._module.named_buffers())
+        before = [(tensor, tensor.detach().clone()) for _, tensor in named if id(tensor) not in moved]
         still: Any = {name: Still(optimizer) for name, optimizer in self._optimizers.items()}
         self._module.optimize(engine, batch, still, step)
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        for name, value in self._module.named_buffers():
-            value.copy_(buffers[name])
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
 
     def set_learning_rate(self, step: int) -> dict[str, float]:
         return self._rates.set(step)
@@ -146,7 +166,7 @@ class Replicated:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         self._module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), as_it_is(self._config.trainer.compile):
             if self._ema:
                 with self._ema.applied():
                     yield

@@ -36,7 +36,7 @@ from pipeline.reporter import Reporter
 from pipeline.rng import seed_step
 from pipeline.runs import RunFolder
 from pipeline.saving import Saver
-from pipeline.train_module import Batch, TrainModule
+from pipeline.train_module import Batch, Engine, TrainModule
 from pipeline.train_state import make_train_state
 from pipeline.watchdog import Watchdog
 from pipeline.world import World
@@ -71,7 +71,7 @@ class Trainer:
         self.agreement = Agreement(world)
         self.saver = Saver(run.checkpoints, config.trainer.keep if attempt.number is not None else None)
         self.state = make_train_state(fabric, module, config, self.agreement, self.saver)
-        self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds)
+        self.watchdog = Watchdog(run, world.rank, config.trainer.hang_seconds, compiling=config.trainer.compile)
         self.pulse = Pulse(run, world, fabric.device)
         self.reporter = Reporter(run, attempt, world, self.pulse) if attempt.number is not None else None
         self.heartbeat = self.reporter.heartbeat if self.reporter else Heartbeat(self.pulse.write)
@@ -110,12 +110,12 @@ class Trainer:
                     batch = to_device(next(batches), self.fabric.device)
                 waited = time.perf_counter() - waiting
                 if first:
-                    self.state.settle(engine, batch, step)
+                    self._settle(engine, batch, step)
                 engine.pace.begin(waited)
                 seed_step(self.config.seed, step, self.world.rank)
                 rates = self.state.set_learning_rate(step)
                 try:
-                    with profiler.part("optimize"), self._counting(first):
+                    with profiler.part("optimize"), self._counting(first and not section.compile):
                         logged = self.module.optimize(engine, batch, optimizers, step)
                 except FloatingPointError as error:
                     self._roll_back(step, str(error), loader, start)
@@ -274,9 +274,15 @@ class Trainer:
         if due and section.rollback.spike is not None:
             self.at.losses = [*self.at.losses, values["train/loss"]][-health.REMEMBERED :]
 
-    def _counting(self, first: bool) -> AbstractContextManager[None]:
-        """Rank 0 counts what the attempt's first step computes; the others compute as much."""
-        return self.first_step.counting() if first and self.reporter else nullcontext()
+    def _settle(self, engine: Engine, batch: Batch, step: int) -> None:
+        self.state.settle(engine, batch, step, self._counting(self.config.trainer.compile))
+        if self.config.trainer.compile:
+            self.attempt.startup.mark("compile")
+
+    def _counting(self, wanted: bool) -> AbstractContextManager[None]:
+        """Rank 0 counts what a step computes, the attempt's first or one before it; the others compute as much. Compiled steps cannot be
+        counted: torch gives up compiling what is watched at its first call."""
+        return self.first_step.counting() if wanted and self.reporter else nullcontext()
 
     def _wants_look(self) -> bool:
         return self.reporter is not None and self.reporter.wants_look

@@ -31,10 +31,12 @@ class Watchdog:
 
     Args:
         least: seconds without a sign of life below which nothing is ever taken for a hang.
+        compiling: is the first step one in which the network is compiled? It is given 25 minutes.
     """
 
-    def __init__(self, run: RunFolder, rank: int, least: float) -> None:
+    def __init__(self, run: RunFolder, rank: int, least: float, *, compiling: bool = False) -> None:
         self._run, self._rank, self._least = run, rank, least
+        self._first = max(least, PATIENT) if compiling else least
         self._durations: deque[float] = deque(maxlen=101)
         self._step = 0
         self._patient = False
@@ -78,7 +80,7 @@ class Watchdog:
     @property
     def limit(self) -> float:
         """Seconds without a sign of life that count as a hang: the larger of ``least`` and 10 median steps."""
-        usual = max(self._least, FACTOR * statistics.median(self._durations)) if self._durations else self._least
+        usual = max(self._least, FACTOR * statistics.median(self._durations)) if self._durations else self._first
         return max(usual, PATIENT) if self._patient else usual
 
     def _watch(self) -> None:

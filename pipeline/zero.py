@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint, StoredCheckpoint
+from pipeline.compiling import as_it_is, compile_parts
 from pipeline.config import RunConfig, TrainerSection
 from pipeline.distributed import Agreement
 from pipeline.ema import warmed_up
@@ -46,6 +47,8 @@ class Sharded:
     def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver) -> None:
         self._fabric, self._module, self._config, self._ranks, self._saver = fabric, module, config, ranks, saver
         module.to(fabric.device)
+        if config.trainer.compile:
+            compile_parts(module)
         optimizers = module.configure_optimizers()
         if len(optimizers) != 1:
             raise UserError(f"DeepSpeed steps one optimizer, not {', '.join(optimizers)}: set trainer.strategy=ddp.")
@@ -93,8 +96,9 @@ class Sharded:
     def _state_name(self, number: int, key: str) -> str:
         return f"optimizer.{self._name}.state.{number}.{key}"
 
-    def settle(self, engine: Engine, batch: Batch, step: int) -> None:
-        """Nothing: partitions and buckets are chosen from the parameters, alike in every attempt."""
+    def settle(self, engine: Engine, batch: Batch, step: int, counting: AbstractContextManager[None]) -> None:
+        """Nothing: partitions and buckets are chosen from the parameters, alike in every attempt. What is compiled is compiled in the first
+        step, since a backward beside the engine's would leave gradients in its buckets."""
 
     def set_learning_rate(self, step: int) -> dict[str, float]:
         return self._rates.set(step)
@@ -108,7 +112,7 @@ class Sharded:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         self._engine.eval()
-        with torch.no_grad():
+        with torch.no_grad(), as_it_is(self._config.trainer.compile):
             if self._config.trainer.ema:
                 self._bear(AVERAGE)
                 yield

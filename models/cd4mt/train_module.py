@@ -6,12 +6,12 @@ Shapes: B samples, S stems, C latent channels, L frames.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.cd4mt import data as facts
 from models.cd4mt import sampling
@@ -67,6 +67,11 @@ class TrainModule(BaseModule):
 
     def before_the_batch(self) -> list[str]:
         return facts.way_to_latents(self.data)
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """The U-Nets. Not under sCM, which takes a derivative along a direction: the compiler knows only those backwards."""
+        if self.model_config.objective != "scm":
+            yield from (network.network for network in (self.denoiser, self.teacher) if network is not None)
 
     def clean(self, batch: Batch) -> Tensor:
         """A batch's latents (B, S, C, L), of deviation sigma_data."""

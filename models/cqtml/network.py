@@ -6,6 +6,7 @@ Shapes: B inputs, T frames, C = ceil(T / 16) columns, 4 lights, K levels (1 with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,3 +49,10 @@ class Generator(nn.Module):
 
     def forward(self, cqt: Tensor) -> Tensor:
         return self.body(self.hearing(cqt)).unflatten(-1, (LIGHTS, self.outputs)).permute(0, 2, 3, 1)
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """See ``pipeline.train_module.TrainModule.compiled_parts``: a transformer's blocks, or all convolutions."""
+        if isinstance(self.body, VisionTransformer):
+            yield from self.body.blocks
+        else:
+            yield self.body

@@ -5,11 +5,12 @@ Shapes: B samples, N tracks, n samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blocks.console.console import Console, Rendered
 from models.blocks.console.settings import Settings
@@ -46,6 +47,13 @@ class TrainModule(BaseModule):
 
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.config, self.data, batch_size)
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """What listens and what decides. The console is transforms and complex numbers, which the compiler does not know."""
+        encoders = [self.model.track_encoder, *([self.model.reference_encoder] if self.model.refers else [])]
+        for encoder in encoders:
+            yield from encoder.blocks
+        yield from self.model.transformer.layers
 
     def view(self, batch: Batch, stream: str | None = None) -> facts.View:
         """What of a batch goes where; ``stream`` names the draws of training's crops."""

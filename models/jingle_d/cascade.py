@@ -62,6 +62,11 @@ class Cascade(nn.Module):
             for streams, feed_forward in ((2, first), (3, second))
         )
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Of both stages."""
+        return [layer for stage in self.stages for layer in stage.get_submodule("layers").children()]
+
     def forward(self, given: Tensor, target: Tensor) -> Tensor:
         draft = self.stages[0]([given, target])
         made: Tensor = self.stages[1]([given, draft, target])

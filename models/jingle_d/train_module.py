@@ -69,6 +69,11 @@ class TrainModule(BaseModule):
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, batch_size, self.config.seed, self.config.data.partner)
 
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """The cascade's layers and who judges latents. Judging sound takes complex numbers, which the compiler does not know."""
+        yield from self.mixer.cascade.layers
+        yield from (judge for judge in (self.style, self.latent_discriminator) if judge is not None)
+
     @property
     def scale(self) -> Standardisation:
         """Between latents as stored and standardised ones."""

@@ -1,13 +1,21 @@
 """What every system promises the training loop: found by its folder, checked on its demo config."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import registry
+from pipeline.compiling import let_compile
 from pipeline.config import parse_config
+from pipeline.distributed import Agreement, make_fabric
+from pipeline.saving import Saver
+from pipeline.train_state import Still, make_train_state
+from pipeline.world import World
 from tests.models.helpers import PlainEngine, build, demo_configs, load, train
 
 BATCH = 4
@@ -85,6 +93,49 @@ def test_no_step_makes_the_host_wait_for_the_device(module, config):
     with Waits() as waits:
         module.optimize(PlainEngine(module), batch, optimizers, 2)
     assert waits.found <= MAY_WAIT.get(config.model.system, set())
+
+
+def test_a_rehearsed_step_leaves_everything_as_it_was(module, config):
+    """What the module moves by itself (a teacher, a policy that draws, a spectral norm) included."""
+    state = make_train_state(
+        make_fabric(config.trainer, World()), module, config, Agreement(World()), Saver(Path("unused"), None)
+    )
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(
+                1 + 0.01 * torch.rand_like(parameter)
+            )  # so that copies of the weights lie apart, as they do under way
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    state.rehearse(PlainEngine(module), module.example_batch(BATCH), 1)
+    assert [name for name in before if not torch.equal(before[name], tensors[name])] == []
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_is_compiled_is_one_graph_each_and_computes_the_same(module):
+    """Traced and differentiated as for the real compiler, and then run by torch's own kernels: see tests/pipeline/test_compiling.py."""
+    batch, still = module.example_batch(BATCH), {name: Still(o) for name, o in module.configure_optimizers().items()}
+    begin = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def gradients():
+        module.load_state_dict(begin)
+        torch.manual_seed(0)
+        module.optimize(PlainEngine(module), batch, still, 1)
+        return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    torch.compiler.reset()
+    counters.clear()
+    parts = list(module.compiled_parts())
+    let_compile(parts, backend="aot_eager")
+    found = gradients()
+    assert len(parts) and counters["stats"]["unique_graphs"] >= len({type(part) for part in parts})
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-3, atol=1e-4 * float(expected[name].abs().max()), msg=name
+        )
+    torch.compiler.reset()
 
 
 def test_the_config_names_the_optimizers(module, config):

@@ -22,6 +22,19 @@ from pipeline.trainer import Trainer
 from pipeline.world import World
 
 
+class Head(nn.Module):
+    """Its gain is the weight without a layer. It is what may be compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(7)
+        self.last = nn.Linear(7, 1)
+        self.gain = nn.Parameter(torch.ones(7))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(hidden) * self.gain).squeeze(1)
+
+
 class Stack(TrainModule):
     """Layers of sizes that no number of ranks divides, a recurrence, a weight without a layer, one that is frozen, and a buffer."""
 
@@ -31,16 +44,17 @@ class Stack(TrainModule):
         super().__init__(config, data)
         self.first = nn.Linear(5, 13)
         self.recurrence = nn.GRU(13, 7, batch_first=True)
-        self.norm = nn.LayerNorm(7)
-        self.last = nn.Linear(7, 1)
-        self.gain = nn.Parameter(torch.ones(7))
+        self.head = Head()
         self.frozen = nn.Parameter(torch.full((3,), 0.5), requires_grad=False)
         self.register_buffer("seen", torch.zeros(()))
         self.poison = poison
 
+    def compiled_parts(self):
+        yield self.head
+
     def _error(self, batch, noise=0.0):
         hidden, _ = self.recurrence(torch.relu(self.first(batch["mel"] + noise)))
-        value = self.last(self.norm(hidden[:, -1]) * self.gain).squeeze(1) + self.frozen.sum()
+        value = self.head(hidden[:, -1]) + self.frozen.sum()
         return (value - batch["id"].float() / 50).square().mean()
 
     def training_step(self, batch, step):

@@ -6,11 +6,12 @@ L = T / 4 latent frames, W latent features, 8 latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.codecs.standardisation import Standardisation
 from models.dismix.ldm import data as facts
@@ -45,6 +46,10 @@ class LdmModule(TrainModule):
     @classmethod
     def typical_data(cls, config: RunConfig) -> dict[str, Any]:
         return facts.typical_data(config)
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """What renders: its layers have most of the arithmetic."""
+        yield from self.model.renderer.dit.blocks
 
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, self.sizes, batch_size, self.config.seed)

@@ -5,11 +5,12 @@ Shapes: B mixtures, N sources of each, Q query clips of each source, C mel bands
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error, kl_to_prior, pitch_error
 from models.dismix.simple.model import DisMix, Latents
@@ -33,6 +34,17 @@ class SimpleModule(TrainModule):
         demo = config.data.recipe.endswith("_demo")
         pitches = {"pitch_low": 48, "pitch_high": 72} if demo else {"pitch_low": 33, "pitch_high": 84}
         return common(config, bands=128, hop=512, frames=10) | pitches | {"sources": 2, "queries": 2}
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """What encodes. The decoder is a GRU, and a recurrence is one kernel already."""
+        model = self.model
+        yield from (
+            model.mixture_encoder,
+            model.query_encoder,
+            model.transcriber,
+            model.translator,
+            model.timbre_encoder,
+        )
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""
