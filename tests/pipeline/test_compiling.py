@@ -1,7 +1,6 @@
 """``trainer.compile`` with the real compiler, on networks small enough for it to take seconds. That every system's parts can be
 compiled is in tests/models/test_contract.py."""
 
-import os
 import shutil
 
 import pytest
@@ -10,7 +9,6 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from pipeline import checkpoint, compiling
-from pipeline.config import ModelSection, parse_config
 from pipeline.control import Stop
 from pipeline.errors import UserError
 from pipeline.journal import read_journals
