@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.prepare import DATASETS
+from data_prep import demo
+from data_prep.prepare import DATASETS, find_stage
 from models import registry
 from models.cqtml.config import PairsConfig
 from pipeline.config import RunConfig, Section, apply_overrides, merged, parse_config, parse_section, read_yaml
@@ -38,11 +41,8 @@ def load_link(name: str, overrides: Sequence[str] = ()) -> RunConfig | PairsLink
         names = config_names()
         raise UserError(f"no config '{name}' in configs/.{nearest(name, names)} There are: {', '.join(names)}.")
     tree = apply_overrides(_with_base(path), overrides)
-    return (
-        parse_tree(tree, f"configs/{name}.yaml")
-        if "pairs" not in tree
-        else parse_section(tree, PairsLink, f"configs/{name}.yaml")
-    )
+    where = " ".join([f"configs/{name}.yaml", *(f"--set {text}" for text in overrides)])
+    return parse_tree(tree, where) if "pairs" not in tree else parse_section(tree, PairsLink, where)
 
 
 class PairsLink(Section):
@@ -84,14 +84,20 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
 
-def output_folder(given: str | None, default: Path) -> Path:
-    """Where a command writes, made if it is not there; UserError where it cannot be."""
+@contextmanager
+def output_folder(given: str | None, default: Path) -> Iterator[Path]:
+    """Where a command writes, made if it is not there, and gone again where nothing was written; UserError where it cannot be made."""
     folder = Path(given) if given else default
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be a folder to write in: {error.strerror}; choose another.") from None
-    return folder
+    try:
+        yield folder
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def data_root(given: str | None) -> Path:
@@ -99,11 +105,30 @@ def data_root(given: str | None) -> Path:
 
 
 def prepare_command(config: RunConfig) -> str:
-    recipe = config.data.recipe
-    named = [name for name in DATASETS if f"{recipe}_".startswith(f"{name}_")]
-    dataset = max(named, key=len, default=recipe.split("_")[0])
     codec = f" --codec {config.data.codec}" if config.data.codec else ""
-    return f"python data_prep/prepare.py {dataset} --source FOLDER --recipe {recipe}{codec}"
+    recipe = config.data.recipe
+    return f"python data_prep/prepare.py {_dataset_of(recipe)} --source FOLDER --recipe {recipe}{codec}"
+
+
+def _dataset_of(recipe: str) -> str:
+    """UserError where no dataset has it."""
+    named = [name for name in DATASETS if f"{recipe}_".startswith(f"{name}_")]
+    if not named:
+        raise UserError(
+            f"data.recipe '{recipe}' is of no dataset.{nearest(recipe, DATASETS)} A recipe begins with its dataset's name: "
+            f"{', '.join(DATASETS)}."
+        )
+    return max(named, key=len)
+
+
+def _nothing_prepared(config: RunConfig, folder: Path, root: Path) -> UserError:
+    """With what makes it, and for a demo what makes the corpus that it is made of. Imports what the command line does without."""
+    recipe = config.data.recipe
+    find_stage(_dataset_of(recipe), recipe)
+    again = f"{prepare_command(config)} --out {root}"
+    corpora = [name for name, module in demo.DATASETS.items() if recipe == importlib.import_module(module).RECIPE]
+    before = f" FOLDER comes from: python data_prep/demo.py {corpora[0]} --out FOLDER" if corpora else ""
+    return UserError(f"no prepared data in {folder}; make it with: {again}{before}")
 
 
 def find_data(config: RunConfig, root: Path) -> Manifest:
@@ -114,7 +139,7 @@ def find_data(config: RunConfig, root: Path) -> Manifest:
 def check_data(config: RunConfig, folder: Path, root: Path) -> Manifest:
     """The manifest in ``folder``, which lies below the data ``root``; UserError where it is not what the config reads."""
     if not (folder / "manifest.json").is_file():
-        raise UserError(f"no prepared data in {folder}; make it with: {prepare_command(config)} --out {root}")
+        raise _nothing_prepared(config, folder, root)
     manifest = read_manifest(folder)
     if (manifest.recipe, manifest.codec) != (config.data.recipe, config.data.codec):
         found = manifest.recipe if manifest.codec is None else f"{manifest.recipe} with codec {manifest.codec}"

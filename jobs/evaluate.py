@@ -26,8 +26,8 @@ def main() -> int:
 
     trained = load_trained(run, args.data, args.device)
     data = trained.require_data()
-    out = output_folder(args.out, run.figures)
-    figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
+    with output_folder(args.out, run.figures) as out:
+        figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
     show(figures)
     kept, lost = without_nan(figures)
     if lost:

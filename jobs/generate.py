@@ -48,9 +48,9 @@ def main() -> int:
 
     trained = load_trained(run, args.data, args.device)
     earlier = [int(p.name) for p in (run.samples / "generated").glob("*") if p.name.isdigit()]
-    out = output_folder(args.out, run.samples / "generated" / f"{max(earlier, default=0) + 1:03d}")
-    for path in system.generate(trained.module, args, trained.data_folder, out):
-        print(path)
+    with output_folder(args.out, run.samples / "generated" / f"{max(earlier, default=0) + 1:03d}") as out:
+        for path in system.generate(trained.module, args, trained.data_folder, out):
+            print(path)
     return 0
 
 

@@ -107,6 +107,7 @@ def main():
     free_torchaudio_from_cuda(python)
     with open(marker % target, "w") as file:
         file.write(fingerprint(target))
+    print("done. Before typing commands: source .venv/bin/activate", flush=True)
 
 
 if __name__ == "__main__":

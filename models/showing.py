@@ -96,9 +96,7 @@ def write_picture(path: Path, heading: str, rows: Sequence[tuple[str, Sequence[P
             axis.set_title(panel.title, fontsize=10)
             _label_axes(axis, spec, "s" if long else "ms", first=column == 0, last=row == len(rows) - 1)
             if column == 0:
-                axis.annotate(
-                    label, (-0.42, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
-                )
+                axis.set_ylabel(f"{label}\nHz", fontsize=9)
     figure.suptitle(heading, fontsize=12)
     figure.colorbar(image, ax=axes, label="dB below the loudest point", shrink=0.8, pad=0.02)
     return save(figure, path)
@@ -119,8 +117,6 @@ def _label_axes(axis: Any, spec: MelSpec, unit: str, *, first: bool, last: bool)
     bands = [(_slaney(h) - _slaney(spec.f_min)) / top * spec.bands for h in hertz]
     axis.set_yticks(bands, [str(h) if first else "" for h in hertz], fontsize=8)
     axis.tick_params(axis="x", labelsize=8, labelbottom=last)
-    if first:
-        axis.set_ylabel("Hz", fontsize=8)
     if last:
         axis.set_xlabel(unit, fontsize=8)
 

@@ -209,7 +209,9 @@ def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, t
         (["dismix_demo", "--then", "dismix_simple"], [], ["no prepared data in", "--recipe cocochorales_simple"]),
         (["dismix_demo"], [f"seed={2**63}"], ["'seed'", "less than 9223372036854775808", str(2**63)]),
         (["dismix_demo"], ["trainer.max_step=3"], ["unknown key 'trainer.max_step'", "Did you mean 'max_steps'?"]),
-        (["dismix_demo"], ["optimizer.lr=fast"], ["'optimizer.lr'", "valid number", "'fast'"]),
+        (["dismix_demo"], ["optimizer.lr=fast"], ["--set optimizer.lr=fast: 'optimizer.lr'", "valid number", "'fast'"]),
+        (["dismix_demo"], ["data.recipe=slak"], ["'slak' is of no dataset", "Did you mean 'slakh'?", "fma, musicnet"]),
+        (["dismix_demo"], ["data.recipe=slakh_stem"], ["slakh has no recipe 'slakh_stem'", "Did you mean 'slakh_stems'?"]),
         (
             ["dismix_demo", "--gpus", "3"],
             [],
@@ -311,6 +313,7 @@ def test_missing_data_names_the_prepare_command(tmp_path):
     done = launch("dismix_demo", data=tmp_path / "none", runs=tmp_path / "runs")
     assert done.returncode == 2
     assert "python data_prep/prepare.py cocochorales --source FOLDER --recipe cocochorales_simple_demo" in done.stderr
+    assert "FOLDER comes from: python data_prep/demo.py cocochorales --out FOLDER" in done.stderr
 
 
 def test_shards_of_another_dataset_are_refused(demo_data, tmp_path):
