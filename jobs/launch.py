@@ -46,7 +46,7 @@ def _add_what(add: Callable[..., Any]) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="as in --set optimizer.lr=3e-4; may be repeated",
+        help="as in --set optimizer.lr=3e-4; may be repeated; of NAME alone, not of those after --then",
     )
     add("--strategy", choices=("ddp", "deepspeed"), help="short for --set trainer.strategy=...")
     add(

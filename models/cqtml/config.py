@@ -131,9 +131,15 @@ class ModelConfig(ModelSection):
         have = int(info["samples"]["train"])
         if have >= self.least_comparisons:
             return []
+        pairs = int(info["pairs"]["train"])
+        more = (
+            f"; more pairs are drawn by: python jobs/generate.py {info['of']} --pairs N"
+            if pairs < self.least_comparisons
+            else ""
+        )
         return [
             f"{have} comparisons are there to learn from and model.least_comparisons asks for {self.least_comparisons}; "
-            f"{info['pairs']['train']} pairs of the training songs can be rated: python monitoring/compare.py {info['of']}"
+            f"{pairs} pairs of the training songs can be rated: python monitoring/compare.py {info['of']}{more}"
         ]
 
     @model_validator(mode="after")

@@ -211,7 +211,11 @@ def test_a_run_that_is_running_is_found_not_started_twice(finished, demo_data, t
         (["dismix_demo"], ["trainer.max_step=3"], ["unknown key 'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["dismix_demo"], ["optimizer.lr=fast"], ["--set optimizer.lr=fast: 'optimizer.lr'", "valid number", "'fast'"]),
         (["dismix_demo"], ["data.recipe=slak"], ["'slak' is of no dataset", "Did you mean 'slakh'?", "fma, musicnet"]),
-        (["dismix_demo"], ["data.recipe=slakh_stem"], ["slakh has no recipe 'slakh_stem'", "Did you mean 'slakh_stems'?"]),
+        (
+            ["dismix_demo"],
+            ["data.recipe=slakh_stem"],
+            ["slakh has no recipe 'slakh_stem'", "Did you mean 'slakh_stems'?"],
+        ),
         (
             ["dismix_demo", "--gpus", "3"],
             [],
@@ -307,6 +311,15 @@ def test_a_figure_that_is_no_number_costs_neither_table_nor_file(finished, monke
     assert "hours" in told and "no finite number, so null in the file: correlation.value, correlation.low\n" in told
     kept = json.loads(run.evaluation_file.read_text(), parse_constant=lambda word: pytest.fail(word))["figures"]
     assert kept == {"correlation": {"value": None, "low": None, "high": 1.0}, "hours": 1.0}
+
+
+def test_a_refused_request_leaves_no_folder_but_one_that_was_there(finished, demo_data, tmp_path):
+    run, runs = finished
+    generate = ("jobs/generate.py", run.name, "--runs", runs, "--data", demo_data, "--sample", 10**6, "--out")
+    for out in (tmp_path / "new", tmp_path):
+        refused = command(*generate, out)
+        assert refused.returncode == 2 and "1000000" in refused.stderr
+    assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []
 
 
 def test_missing_data_names_the_prepare_command(tmp_path):

@@ -48,8 +48,9 @@ def test_a_reward_refuses_too_few_comparisons():
     info = typical_data(config) | {"samples": {"train": 57, "valid": 5, "test": 5}, "of": "cqtml_demo/1f3a9c2e"}
     from models.cqtml.reward.train_module import TrainModule
 
-    with pytest.raises(UserError, match=r"57 comparisons.*asks for 200.*compare.py cqtml_demo/1f3a9c2e"):
-        TrainModule(config, info)
+    for pairs, more in ((300, "$"), (60, "; more pairs .*generate.py cqtml_demo/1f3a9c2e --pairs N")):
+        with pytest.raises(UserError, match=rf"57 comparisons.*asks for 200.*compare.py cqtml_demo/1f3a9c2e{more}"):
+            TrainModule(config, info | {"pairs": {"train": pairs}})
 
 
 def test_advantages_and_the_clipped_ratio():
