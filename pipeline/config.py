@@ -183,6 +183,7 @@ class TrainerSection(Section):
     strategy: Literal["ddp", "deepspeed"] = "ddp"  # who holds what; either computes the same steps
     deepspeed: DeepSpeed = DeepSpeed()
     micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
+    activation_checkpointing: bool = False  # compute activations again backwards: less memory, more time, the same bits
     grad_clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, gt=0)
@@ -250,7 +251,7 @@ BUDGET_KEYS = (
     "rollback",
     "profile",
 )
-HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed"), "data": ("workers",)}
+HOST_KEYS = {"trainer": ("micro_batch", "activation_checkpointing", "strategy", "deepspeed"), "data": ("workers",)}
 
 
 def identity_of(config: RunConfig, data_identity: str) -> str:

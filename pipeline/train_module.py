@@ -84,6 +84,13 @@ class TrainModule(nn.Module):
     def sample(self, batch: Batch, folder: Path, step: int) -> None:
         """Write audio and pictures for a validation batch into ``folder``; rank 0 only. Default: nothing to show."""
 
+    def recomputed(self) -> Iterator[nn.Module]:
+        """Parts whose activations are computed again in the backward where ``trainer.activation_checkpointing`` says so: those that hold
+        most of a step's memory, none within another. Their ``forward`` changes no buffer, and draws from torch's generators or by key.
+        Default: none.
+        """
+        return iter(())
+
     def configure_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers by name. Their learning rates are the peak; the loop applies each one's ``schedule``."""
         trained = [p for p in self.parameters() if p.requires_grad]

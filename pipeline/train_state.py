@@ -20,6 +20,7 @@ from pipeline.ema import Ema
 from pipeline.engine import FabricEngine, PlainEngine, parameters_of
 from pipeline.fabric import Fabric
 from pipeline.pace import Pace
+from pipeline.recompute import compute_again
 from pipeline.saving import Saver
 from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
 
@@ -187,6 +188,8 @@ def make_train_state(
     fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver
 ) -> TrainState:
     """As ``trainer.strategy`` says; one process has nothing to share out and trains plainly."""
+    if config.trainer.activation_checkpointing:
+        compute_again(module.recomputed())
     if config.trainer.strategy == "deepspeed" and ranks.world.size > 1:
         from pipeline.zero import Sharded  # DeepSpeed takes seconds to import
 

@@ -6,12 +6,12 @@ Shapes: B samples, S stems, C latent channels, L frames.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.cd4mt import data as facts
 from models.cd4mt import sampling
@@ -67,6 +67,9 @@ class TrainModule(BaseModule):
 
     def before_the_batch(self) -> list[str]:
         return facts.way_to_latents(self.data)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.denoiser.network.stages()
 
     def clean(self, batch: Batch) -> Tensor:
         """A batch's latents (B, S, C, L), of deviation sigma_data."""

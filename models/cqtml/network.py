@@ -6,6 +6,7 @@ Shapes: B inputs, T frames, C = ceil(T / 16) columns, 4 lights, K levels (1 with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class Generator(nn.Module):
         self.hearing = Hearing(data)
         body = VisionTransformer if config.body.name == "vit" else TimeConvolutions
         self.body = body(config.body, LIGHTS * self.outputs)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The transformer's; convolutions over time have none, and hold little."""
+        return iter(self.body.blocks) if isinstance(self.body, VisionTransformer) else iter(())
 
     def forward(self, cqt: Tensor) -> Tensor:
         return self.body(self.hearing(cqt)).unflatten(-1, (LIGHTS, self.outputs)).permute(0, 2, 3, 1)

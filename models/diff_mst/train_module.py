@@ -5,11 +5,12 @@ Shapes: B samples, N tracks, n samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blocks.console.console import Console, Rendered
 from models.blocks.console.settings import Settings
@@ -23,6 +24,17 @@ from pipeline.train_module import Batch
 from pipeline.train_module import TrainModule as BaseModule
 
 
+class Mixing(nn.Module):
+    """The console as a part of a step: it has no weights, and most of a step's activations."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def forward(self, tracks: Tensor, settings: Settings) -> Rendered:
+        return self.console(tracks, settings)
+
+
 class TrainModule(BaseModule):
     headline = ("loss",)
 
@@ -34,6 +46,7 @@ class TrainModule(BaseModule):
         self.sample_rate = int(data["sample_rate"])
         self.layout = config.model.console.layout(self.sample_rate)
         self.console = Console(self.layout)
+        self.mixing = Mixing(self.console)
         self.model = MixingEngineer(config.model, self.layout)
 
     def load_pretrained(self) -> dict[str, str]:
@@ -54,7 +67,12 @@ class TrainModule(BaseModule):
     def mixed(self, seen: facts.View) -> tuple[Rendered, Settings]:
         """The mix of what is seen, and the settings that made it."""
         settings = self.model.settings(seen.heard, seen.reference)
-        return self.console(seen.tracks, settings), settings
+        rendered: Rendered = self.mixing(seen.tracks, settings)
+        return rendered, settings
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        yield from self.model.blocks()
+        yield self.mixing
 
     def judged(self, wave: Tensor) -> Tensor:
         """(B, C, n) without the lead-in, in which reverb and compressor cannot know what came before."""

@@ -6,7 +6,7 @@ Shapes: B samples, C latent channels, L frames; D = 2 C in the first stage and 3
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,12 @@ class Cascade(nn.Module):
             Stage(channels, streams, shape.layers, shape.heads, feed_forward, shape.dropout)
             for streams, feed_forward in ((2, first), (3, second))
         )
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Of both stages, without their last, whose spectral norm is iterated in every forward of training."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            yield from stage.layers
 
     def forward(self, given: Tensor, target: Tensor) -> Tensor:
         draft = self.stages[0]([given, target])

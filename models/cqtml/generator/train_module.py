@@ -6,12 +6,13 @@ Shapes: B segments, T frames, C columns, K levels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blocks.precision import full_precision
 from models.codecs.weights import weights_root
@@ -68,6 +69,9 @@ class TrainModule(BaseModule):
         if self.model_config.body.eight_bit:
             return {"main": eight_bit_adamw(self.parameters(), self.config.optimizer)}
         return super().configure_optimizers()
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.generator.blocks()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``imitation``: divergence of what is said from what is taught, in nats a light and column; ``far_change``: see there.

@@ -10,12 +10,12 @@ Shapes: B segments, S outputs of each, 4 lights, C columns, T frames, K levels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.cqtml import data as facts
 from models.cqtml.brightness import divergence, draw, log_probability, to_frames, to_levels
@@ -67,6 +67,9 @@ class TrainModule(BaseModule):
         for network in (self.generator, self.start, self.drawing):
             network.load_state_dict(taught)
         self.taste.load_state_dict(_part(weights["reward"], "taste."))
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.generator.blocks()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """What is minimised, and what it is made of; outputs are drawn by position, with the network that draws.

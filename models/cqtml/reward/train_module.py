@@ -5,11 +5,12 @@ Shapes: B comparisons, T frames.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.cqtml import data as facts
 from models.cqtml.config import ModelConfig
@@ -38,6 +39,9 @@ class TrainModule(BaseModule):
 
     def example_batch(self, batch_size: int) -> Batch:
         return facts.comparisons(self.data, batch_size, self.config.seed)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        yield from (self.taste.music, self.taste.lights)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Bradley-Terry's loss, and the share of comparisons that were told rightly."""

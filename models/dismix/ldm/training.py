@@ -6,16 +6,20 @@ L = T / 4 latent frames, W latent features, 8 latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from models.codecs.standardisation import Standardisation
 from models.dismix.ldm import data as facts
 from models.dismix.ldm.diffusion import Noise
+from models.dismix.ldm.dit import Block
 from models.dismix.ldm.model import TIMBRE, Latents, LdmDisMix
+from models.dismix.ldm.over_time import Layer
 from models.dismix.ldm.vae import CODEC, frozen_vae
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error_learned, kl_to_prior, pitch_error
 from models.dismix.train_module import TrainModule
@@ -72,6 +76,10 @@ class LdmModule(TrainModule):
         if self.model.mixture_encoder.vae_encoder is not None:
             return mel.transpose(-1, -2)[:, None]
         return Standardisation(self.latent_mean[0], self.latent_std[0]).apply(latent)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        trained = (self.model.query_encoder, self.model.pitch_encoder, self.model.renderer.dit)
+        return (m for part in trained for m in part.modules() if isinstance(m, ResnetBlock2D | Layer | Block))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""

@@ -5,11 +5,12 @@ Shapes: B mixtures, N sources of each, Q query clips of each source, C mel bands
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error, kl_to_prior, pitch_error
 from models.dismix.simple.model import DisMix, Latents
@@ -33,6 +34,9 @@ class SimpleModule(TrainModule):
         demo = config.data.recipe.endswith("_demo")
         pitches = {"pitch_low": 48, "pitch_high": 72} if demo else {"pitch_low": 33, "pitch_high": 84}
         return common(config, bands=128, hop=512, frames=10) | pitches | {"sources": 2, "queries": 2}
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        yield from (self.model.mixture_encoder, self.model.query_encoder, self.model.decoder)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""
