@@ -51,6 +51,9 @@ def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(micro, expecte
     config = load_named("dismix_demo", ["data.batch_size=64", f"trainer.micro_batch={micro}"])
     found = memory_problems(config, cluster, 1, SIZE)
     assert expected in "".join(found) and bool(found) == bool(expected)
+    assert all("or --set trainer.activation_checkpointing=true" in sentence for sentence in found)
+    again = load_named("dismix_demo", ["trainer.activation_checkpointing=true", f"trainer.micro_batch={micro}"])
+    assert "activation_checkpointing" not in "".join(memory_problems(again, cluster, 1, SIZE))
 
 
 def test_a_model_that_never_fits_is_sent_to_deepspeed():

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import registry
-from pipeline.config import parse_config
+from pipeline.config import apply_overrides, parse_config
+from pipeline.recompute import compute_again
 from tests.models.helpers import PlainEngine, build, demo_configs, load, train
 
 BATCH = 4
@@ -85,6 +86,43 @@ def test_no_step_makes_the_host_wait_for_the_device(module, config):
     with Waits() as waits:
         module.optimize(PlainEngine(module), batch, optimizers, 2)
     assert waits.found <= MAY_WAIT.get(config.model.system, set())
+
+
+def with_dropout(tree, path=""):
+    """``--set`` words for every dropout of a model's section."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from with_dropout(value, f"{path}.{name}")
+        elif name == "dropout":
+            yield f"model{path}.dropout=0.1"
+
+
+def test_activations_computed_again_are_not_kept_and_change_no_bit(config):
+    words = [*with_dropout(config.model.model_dump(mode="json")), "data.batch_size=4"]
+    if "barlow_twins_group" in type(config.model).model_fields:
+        words.append("model.barlow_twins_group=4")
+    config = parse_config(
+        apply_overrides(config.model_dump(mode="json"), words), registry.model_config_class(config.model.system), "test"
+    )
+    found = []
+    for again in (False, True):
+        module = build(config).train()
+        if again:
+            compute_again(module.recomputed())
+        kept = {}  # bytes by storage
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)  # of dropout
+        optimizers, batch = module.configure_optimizers(), module.example_batch(BATCH)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = train(module, optimizers, [batch, batch], 1)
+        found.append((losses, torch.rand(1).item(), module.state_dict(), sum(kept.values())))
+    (losses, drawn, weights, plain), (*same, ours, sparing) = found
+    assert same == [losses, drawn] and all(torch.equal(value, ours[name]) for name, value in weights.items())
+    assert sparing < 0.75 * plain
 
 
 def test_the_config_names_the_optimizers(module, config):

@@ -53,6 +53,9 @@ class Stack(TrainModule):
     def validation_step(self, batch, step):
         return {"loss": self._error(batch)}
 
+    def recomputed(self):
+        yield from (self.first, self.recurrence, self.norm)
+
     def sample(self, batch, folder: Path, step: int) -> None:
         (folder / "loss.txt").write_text(str(float(self._error(batch))))
 
