@@ -6,7 +6,7 @@ Shapes: B samples, C latent channels, L frames; D = 2 C in the first stage and 3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,10 @@ class Cascade(nn.Module):
             for streams, feed_forward in ((2, first), (3, second))
         )
 
-    def layers(self) -> Iterator[nn.Module]:
-        """Of both stages, without their last, whose spectral norm is iterated in every forward of training."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            yield from stage.layers
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Of both stages."""
+        return [layer for stage in self.stages for layer in stage.get_submodule("layers").children()]
 
     def forward(self, given: Tensor, target: Tensor) -> Tensor:
         draft = self.stages[0]([given, target])

@@ -97,7 +97,8 @@ class TrainModule(BaseModule):
         return wave
 
     def recomputed(self) -> Iterator[nn.Module]:
-        yield from self.mixer.cascade.layers()
+        """Of the cascade only the layers: a stage ends in a spectral norm, which is iterated in every forward of training."""
+        yield from self.mixer.cascade.layers
         yield self.decoder
         if self.audio_discriminator is not None:
             yield from self.audio_discriminator.scales
