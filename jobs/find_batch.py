@@ -78,12 +78,18 @@ def find(config: RunConfig, folder: Path | None, processes: int, least: int = 1)
 
 
 def find_sparing(config: RunConfig, folder: Path | None, processes: int, kept: list[Trial]) -> list[Trial]:
-    """The same with activation checkpointing, from the largest of ``kept`` on; nothing where the config asks for it already."""
+    """The same with activation checkpointing, from the largest of ``kept`` on; nothing where the config asks for it already, or (which is
+    told) where it cannot be tried.
+    """
     if config.trainer.activation_checkpointing:
         return []
     print("with activations computed again:", file=sys.stderr, flush=True)
     section = config.trainer.model_copy(update={"activation_checkpointing": True})
-    return find(config.model_copy(update={"trainer": section}), folder, processes, kept[-1].size)
+    try:
+        return find(config.model_copy(update={"trainer": section}), folder, processes, kept[-1].size)
+    except RunFailed as error:  # what was found without it stands
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return []
 
 
 def _sizes(share: int) -> Iterator[int]:

@@ -56,7 +56,7 @@ def test_a_size_that_does_not_fit_ends_it(tries, monkeypatch):
     assert tries == [1, 2, 4, 8, 16]
 
 
-def test_it_goes_on_with_activations_computed_again_from_the_largest_that_fits_without(monkeypatch):
+def test_it_goes_on_with_activations_computed_again_from_the_largest_that_fits_without(monkeypatch, capsys):
     tried = []
 
     def one(config, folder, size):
@@ -76,6 +76,8 @@ def test_it_goes_on_with_activations_computed_again_from_the_largest_that_fits_w
     assert said[3] == "--set trainer.micro_batch=1"
     asked = load_named("dismix_demo", ["trainer.activation_checkpointing=true"])
     assert find_batch.find_sparing(asked, None, 1, kept) == []
+    monkeypatch.setattr(find_batch, "_try", lambda *_: None)
+    assert find_batch.find_sparing(config, None, 1, kept) == [] and "not even the smallest" in capsys.readouterr().err
     assert not [s for s in find_batch.advice(kept, [], 64) if "checkpointing" in s]
 
 
