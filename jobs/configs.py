@@ -64,7 +64,17 @@ def _with_base(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def load_frozen(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config a run was frozen with, and ``--set`` on top of it."""
-    return parse_tree(apply_overrides(read_yaml(path), overrides), str(path))
+    return parse_tree(apply_overrides(_as_keys_are_now(read_yaml(path)), overrides), str(path))
+
+
+def _as_keys_are_now(tree: dict[str, Any]) -> dict[str, Any]:
+    """Runs of CD4MT and CQTML were frozen with a key of their own for what is now ``trainer.activation_checkpointing``."""
+    model, trainer = tree.get("model"), tree.get("trainer")
+    for part in ("unet", "body"):
+        section = model.get(part) if isinstance(model, dict) else None
+        if isinstance(section, dict) and section.pop("gradient_checkpointing", False) and isinstance(trainer, dict):
+            trainer.setdefault("activation_checkpointing", True)
+    return tree
 
 
 def parse_tree(tree: dict[str, Any], where: str) -> RunConfig:

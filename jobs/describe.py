@@ -46,7 +46,7 @@ class Stage:
 @dataclass(frozen=True)
 class Description:
     """``before``: see ``TrainModule.before_the_batch``. ``batch``: samples of the watched step. ``saved``: bytes that the backward kept;
-    ``flops`` of both passes."""
+    ``spared``: that it would have kept with activation checkpointing. ``flops`` of both passes."""
 
     before: list[str]
     stages: tuple[Stage, ...]
@@ -55,6 +55,7 @@ class Description:
     batch: int
     shapes: dict[str, str]
     saved: int
+    spared: int
     flops: int
     sizes: dict[str, int]
 
@@ -71,6 +72,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
     with seen, FlopCounterMode(display=False) as counter:
         module.optimize(StillEngine(module), batch, module.configure_optimizers(), 1)
     parameters = list(module.parameters())
+    held = seen.spared if config.trainer.activation_checkpointing else seen.saved
     return Description(
         module.before_the_batch(),
         tuple(seen.stages()),
@@ -79,8 +81,9 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
         size,
         {name: _shape(value) for name, value in batch.items()},
         seen.saved,
+        seen.spared,
         counter.get_total_flops(),
-        fixed_sizes(module, config) | {"activations_per_sample": -(-seen.saved // size)},
+        fixed_sizes(module, config) | {"activations_per_sample": -(-held // size)},
     )
 
 
@@ -127,21 +130,35 @@ def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
 class _Watch:
     """Within the block, notes what goes in and out of the modules and what autograd keeps."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: TrainModule) -> None:
         self._modules = {n: m for n, m in module.named_modules() if n and n.count(".") < DEPTH}
         self._shapes: dict[str, tuple[str, str]] = {}
+        self._parts = list(module.recomputed())
         self._kept: dict[tuple[int, int], int] = {}  # by storage: what two operations keep is kept once
+        self._within: list[dict[tuple[int, int], int]] = []  # the same of each call of a part
+        self._inputs: dict[tuple[int, int], int] = {}  # of those calls
+        self._now = self._kept
         self._own = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
     @property
     def saved(self) -> int:
-        return sum(self._kept.values())
+        return sum({key: size for call in (self._kept, *self._within) for key, size in call.items()}.values())
+
+    @property
+    def spared(self) -> int:
+        """What is kept outside of the parts, their inputs, and all of the largest part while it is computed again."""
+        kept = self._kept | self._inputs
+        largest = max((sum(n for key, n in call.items() if key not in kept) for call in self._within), default=0)
+        return sum(kept.values()) + largest
 
     def __enter__(self) -> _Watch:
         self._hooks = [
             m.register_forward_hook(lambda _m, args, out, n=n: self._note(n, args, out))
             for n, m in self._modules.items()
         ]
+        for part in self._parts:
+            self._hooks.append(part.register_forward_pre_hook(self._begin))
+            self._hooks.append(part.register_forward_hook(self._end))
         self._saving = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
         self._saving.__enter__()
         return self
@@ -154,10 +171,19 @@ class _Watch:
     def _note(self, name: str, args: Any, out: Any) -> None:
         self._shapes.setdefault(name, (_shape(args), _shape(out)))
 
+    def _begin(self, _part: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled():
+            self._inputs |= dict(map(_storage, (value for value in args if isinstance(value, Tensor))))
+            self._within.append({})
+            self._now = self._within[-1]
+
+    def _end(self, _part: nn.Module, args: Any, out: Any) -> None:
+        self._now = self._kept
+
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._kept[storage.data_ptr(), tensor._version] = storage.nbytes()
+        if tensor.untyped_storage().data_ptr() not in self._own:
+            key, size = _storage(tensor)
+            self._now[key] = size
         return tensor
 
     def stages(self) -> list[Stage]:
@@ -170,6 +196,12 @@ class _Watch:
             total, trainable = sum(n for n, _ in counts), sum(n for n, wanted in counts if wanted)
             found.append(Stage(name, type(module).__name__, total, trainable, inputs, outputs))
         return found
+
+
+def _storage(tensor: Tensor) -> tuple[tuple[int, int], int]:
+    """What names a tensor's memory and its content, and its bytes."""
+    storage = tensor.untyped_storage()
+    return (storage.data_ptr(), tensor._version), storage.nbytes()
 
 
 def _shape(value: Any) -> str:
@@ -202,8 +234,10 @@ def show(config: RunConfig, folder: Path | None) -> None:
     size = found.sizes
     fixed = sum(size[k] for k in ("weights", "gradients", "optimizer", "ema"))
     checkpoint = size["saved"] + size["optimizer"] + size["ema"]
+    kept, spared = (found_bytes / found.batch / 1e6 for found_bytes in (found.saved, found.spared))
     console.print(
-        f"memory a process: {fixed / 1e9:.2f} GB fixed, {size['activations_per_sample'] / 1e6:.1f} MB a sample (float32); "
+        f"memory a process: {fixed / 1e9:.2f} GB fixed, {kept:.1f} MB a sample (float32), {spared:.1f} with "
+        "trainer.activation_checkpointing; "
         f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step; "
         f"a checkpoint: {checkpoint / 1e9:.2f} GB"
     )

@@ -1,8 +1,9 @@
 """How many samples a process can hold at once, and how many are fastest. ``launch.py NAME --find-batch``.
 
 Tried, and not computed: for each size a process of its own trains three real steps on an example batch, in the config's precision, and
-tells its peak memory and the time of a step. So a size that does not fit ends its process and nothing else. What is printed goes into
-``--set trainer.micro_batch=``: the run, its batches and its results stay the same.
+tells its peak memory and the time of a step. So a size that does not fit ends its process and nothing else. From the largest size that
+fits on, the same is tried with activations computed again. What is printed goes into ``--set trainer.micro_batch=`` and
+``--set trainer.activation_checkpointing=true``: the run, its batches and its results stay the same.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ class Trial:
 # -- in this process: no torch ---------------------------------------------------------------------------------------
 
 
-def find(config: RunConfig, folder: Path | None, processes: int) -> list[Trial]:
-    """Trials of 1, 2, 4, ... samples up to a process's share of the batch or to what fits, told while they come. Where the system takes
-    no batch that small, from its smallest one on.
+def find(config: RunConfig, folder: Path | None, processes: int, least: int = 1) -> list[Trial]:
+    """Trials of 1, 2, 4, ... samples from ``least`` up to a process's share of the batch or to what fits, told while they come. Where the
+    system takes no batch that small, from its smallest one on.
 
     Raises RunFailed where not one size fits, or where a trial fails for another reason.
     """
     done: list[Trial] = []
     share = -(-config.data.batch_size // processes)
     for size in _sizes(share):
-        if done and size <= done[-1].size:
+        if size < least or (done and size <= done[-1].size):
             continue  # the system takes no smaller batch than that
         if len(done) > 1 and (needed := _foreseen(done, size)) > SPARE * done[-1].limit:
             print(f"{size}: would need about {needed / 1e9:.1f} GB of {done[-1].limit / 1e9:.1f}", file=sys.stderr)
@@ -70,10 +71,25 @@ def find(config: RunConfig, folder: Path | None, processes: int) -> list[Trial]:
         print(f"{trial.size}: {trial.peak / 1e9:.2f} GB, {trial.rate:.1f} samples/s", file=sys.stderr, flush=True)
     if not done:
         raise RunFailed(
-            "not even the smallest batch fits; take a smaller model, bf16 (--set trainer.precision=bf16), or ZeRO over more GPUs "
-            "(--strategy deepspeed)."
+            "not even the smallest batch fits; take a smaller model, bf16 (--set trainer.precision=bf16), activations computed again "
+            "(--set trainer.activation_checkpointing=true), or ZeRO over more GPUs (--strategy deepspeed)."
         )
     return done
+
+
+def find_sparing(config: RunConfig, folder: Path | None, processes: int, kept: list[Trial]) -> list[Trial]:
+    """The same with activation checkpointing, from the largest of ``kept`` on; nothing where the config asks for it already, or (which is
+    told) where it cannot be tried.
+    """
+    if config.trainer.activation_checkpointing:
+        return []
+    print("with activations computed again:", file=sys.stderr, flush=True)
+    section = config.trainer.model_copy(update={"activation_checkpointing": True})
+    try:
+        return find(config.model_copy(update={"trainer": section}), folder, processes, kept[-1].size)
+    except RunFailed as error:  # what was found without it stands
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return []
 
 
 def _sizes(share: int) -> Iterator[int]:
@@ -111,21 +127,36 @@ def show(config: RunConfig, folder: Path | None, processes: int) -> None:
     from rich.table import Table
 
     done = find(config, folder, processes)
-    table = Table("samples at once", "peak memory", "of", "a step", "samples/s")
-    for t in done:
+    sparing = find_sparing(config, folder, processes, done)
+    again = config.trainer.activation_checkpointing
+    table = Table("samples at once", "peak memory", "of", "a step", "samples/s", "activations")
+    for t, recomputed in [*((t, again) for t in done), *((t, True) for t in sparing)]:
         table.add_row(
-            str(t.size), f"{t.peak / 1e9:.2f} GB", f"{t.limit / 1e9:.1f} GB", f"{t.seconds:.3f} s", f"{t.rate:.1f}"
-        )
+            str(t.size), f"{t.peak / 1e9:.2f} GB", f"{t.limit / 1e9:.1f} GB", f"{t.seconds:.3f} s", f"{t.rate:.1f}",
+            "computed again" if recomputed else "kept",
+        )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    fastest, largest = max(done, key=lambda t: t.rate), done[-1]
     share = -(-config.data.batch_size // processes)
-    console.print(f"{largest.device}: the largest tried that fits is {largest.size}, the fastest {fastest.size}.")
-    console.print(f"A process's share of the batch is {share}.")
+    for sentence in advice(done, sparing, share):
+        console.print(sentence)
+
+
+def advice(done: list[Trial], sparing: list[Trial], share: int) -> Iterator[str]:
+    """What the trials say, for a process whose share of the batch is ``share``."""
+    fastest, largest = max(done, key=lambda t: t.rate), done[-1]
+    yield f"{largest.device}: the largest tried that fits is {largest.size}, the fastest {fastest.size}."
+    yield f"A process's share of the batch is {share}."
+    if sparing:
+        most, same = sparing[-1], sparing[0]
+        yield (
+            f"With --set trainer.activation_checkpointing=true {most.size} fit: {same.size} take {same.peak / 1e9:.2f} GB in place of "
+            f"{largest.peak / 1e9:.2f}, at {same.rate / largest.rate:.2f} of the rate."
+        )
     if fastest.size < share:
-        console.print(f"--set trainer.micro_batch={fastest.size}")
+        yield f"--set trainer.micro_batch={fastest.size}"
     else:
-        console.print("The whole share fits and is fastest: trainer.micro_batch is not needed.")
+        yield "The whole share fits and is fastest: trainer.micro_batch is not needed."
 
 
 # -- in the trial's process ----------------------------------------------------------------------------------------
@@ -164,16 +195,15 @@ def trial(config: RunConfig, folder: Path | None, size: int) -> Trial:
 def _memory(device: torch.device) -> tuple[int, int, str]:
     import torch
 
+    from pipeline.memory import held
+
+    found = held(device)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device)
-        return torch.cuda.max_memory_reserved(device), there.total_memory, there.name
-    import resource
-
+        return found["peak_reserved"], there.total_memory, there.name
     import psutil
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, peak + psutil.virtual_memory().available, "CPU"
+    return found["peak"], found["resident"] + psutil.virtual_memory().available, "CPU"
 
 
 def main() -> int:

@@ -208,6 +208,8 @@ def memory_problems(config: RunConfig, cluster: Cluster, world_size: int, size: 
         if fits >= 1
         else "use --strategy deepspeed, or a smaller model"
     )
+    if not config.trainer.activation_checkpointing:
+        advice += ", or --set trainer.activation_checkpointing=true (less memory, more time, the same result)"
     total = (fixed + micro * size["activations_per_sample"]) / GIB
     return [
         f"a step of {micro} samples a GPU needs about {total:.0f} GiB and a GPU has {cluster.gpu_memory_gib:.0f} GiB; {advice}."

@@ -35,7 +35,8 @@ LOGS = "read python monitoring/logs.py {run} --rank {rank}"
 CATALOGUE = (
     # -- memory and disk
     cause("gpu_memory", r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError",
-          "out of GPU memory", AGAIN + " --set trainer.micro_batch={micro_batch}"),
+          "out of GPU memory",
+          AGAIN + " --set trainer.micro_batch={micro_batch}, or --set trainer.activation_checkpointing=true (slower)"),
     cause("shared_memory", r"Unexpected bus error|/dev/shm|unable to (open|resize|mmap) shared memory|signal SIGBUS",
           "no room in shared memory (/dev/shm), where loader workers hand over batches",
           AGAIN + " --set data.workers=2, or ask the site for a larger /dev/shm"),

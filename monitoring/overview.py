@@ -29,6 +29,7 @@ class Standing:
     """One run on the screen. Times in seconds since the epoch, ages and what is left in seconds, rates in steps a second.
 
     ``data_wait``: share of the time that goes into waiting for data; ``mfu``: share of the device's peak arithmetic;
+    ``peak_memory``: GiB that one process has held at most, of a GPU or else of its node;
     ``gpu_use``, ``gpu_memory``: shares, of all GPUs and of the fullest; ``gpu_power`` in W.
     ``state``: queued, starting, running, silent (alive for SLURM, but not heard of), complete, failed, stopped, killed, or created.
     ``health``: what a person should know of it, in words, the worst first.
@@ -50,6 +51,7 @@ class Standing:
     rate_change: float | None = None
     data_wait: float | None = None
     mfu: float | None = None
+    peak_memory: float | None = None
     gpu_use: float | None = None
     gpu_memory: float | None = None
     gpu_power: float | None = None
@@ -188,6 +190,7 @@ class Reading:
             rate_change=rate[1] if rate and state == "running" else None,
             data_wait=self.recent.data_wait(),
             mfu=self.recent.mfu() if state == "running" else None,
+            peak_memory=self.recent.peak_memory() if state == "running" else None,
             gpu_use=gpu.get("use"),
             gpu_memory=gpu["memory"] / gpu["memory_total"] if gpu.get("memory") and gpu.get("memory_total") else None,
             gpu_power=gpu.get("power_w"),

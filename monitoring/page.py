@@ -117,7 +117,7 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
     standing = Reading.of(run, now, mirrored=False, kept={}).standing(None, now)
     wall = sum(max(0.0, (a.ended or now) - a.born) for a in attempts)
     recent = read_recent(run.metrics)
-    mfu, waits = recent.mfu(), recent.data_wait()
+    mfu, waits, peak = recent.mfu(), recent.data_wait(), recent.peak_memory()
     loss = standing.loss if isinstance(standing.loss, str) or standing.loss is None else f"{standing.loss:.4g}"
     shown = {
         "step": f"{standing.step or 0:,}" + (f" / {standing.total:,}" if standing.total else ""),
@@ -129,6 +129,7 @@ def cards(run: RunFolder, attempts: Sequence[Attempt], account: Account) -> list
         "of them useful": f"{account.hours['useful'] / account.held:.0%}" if account.held else None,
         "energy of the GPUs": f"{account.energy:.3g} kWh" if account.energy else None,
         "of the peak arithmetic (MFU)": None if mfu is None else f"{mfu:.2g}" if mfu < 0.01 else f"{mfu:.0%}",
+        "peak memory of a process": None if peak is None else f"{peak:.3g} GiB",
         "of the time waiting for data": None if waits is None else f"{waits:.1%}",
         "in all attempts": duration(wall) if wall else None,
         "attempts": str(len(attempts)),

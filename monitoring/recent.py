@@ -15,6 +15,7 @@ TAIL = 1 << 16  # bytes of the newest journal that are read
 HOUR = 3600.0
 USUAL = 20  # rates that are the present one and those just before it; what came earlier is the past
 LOSS, RATE, WAIT, MFU, VALID = "train/loss", "time/steps_per_s", "time/data_wait", "time/mfu", "valid/loss"
+PEAK = "memory/peak_gib"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Recent:
     def mfu(self) -> float | None:
         """Share of the device's peak arithmetic, lately; None where it was not counted."""
         return self._lately(MFU)
+
+    def peak_memory(self) -> float | None:
+        """GiB that a rank has held at most in this attempt, the largest over ranks; None where nothing has been logged."""
+        values = self.series(PEAK)
+        return values[-1][1] if values else None
 
     def _lately(self, name: str) -> float | None:
         values = [value for _, value in self.series(name)][-5:]

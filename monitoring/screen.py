@@ -20,10 +20,10 @@ COLOURS = {
     "stopped": "yellow", "complete": "bright_black", "created": "bright_black",
 }  # fmt: skip
 COLUMNS = (
-    "RUN", "STATE", "STEP/TOTAL", "LEFT", "LOSS", "VALID (best)", "STEPS/S", "MFU", "GPU", "GPU MEM", "SAVED", "TRIES",
+    "RUN", "STATE", "STEP/TOTAL", "LEFT", "LOSS", "VALID (best)", "STEPS/S", "MFU", "PEAK GiB", "GPU", "GPU MEM", "SAVED", "TRIES",
     "GPUh", "HEALTH",
 )  # fmt: skip
-OPTIONAL = {"MFU", "GPU", "GPU MEM"}  # left out where no run has them
+OPTIONAL = {"MFU", "PEAK GiB", "GPU", "GPU MEM"}  # left out where no run has them
 LEFT = {"RUN", "STATE", "HEALTH"}
 
 
@@ -87,6 +87,7 @@ def row(s: Standing) -> list[Text | str]:
         f"{s.best_validation:.4g} (@{_count(s.best_validation_step)})" if s.best_validation is not None else "",
         f"{s.rate:.3g}{_change(s.rate_change)}" if s.rate else "",
         _share(s.mfu),
+        f"{s.peak_memory:.3g}" if s.peak_memory else "",
         _share(s.gpu_use),
         _share(s.gpu_memory),
         duration(s.checkpoint_age) if s.checkpoint_age is not None and s.alive else "",

@@ -2,7 +2,8 @@
 
 Counted is what matrix products, convolutions and attention do in an attempt's first step, forward and backward, at two operations a
 multiply-add (torch's own formulas, ``torch.utils.flop_counter``); recurrences in one kernel (cuDNN's LSTM), transforms and everything
-element by element are not. Counting looks at each operation as it passes and changes none.
+element by element are not, and neither is what activation checkpointing computes again. Counting looks at each operation as it passes and
+changes none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.recompute import under_way
 
 # Dense peaks in FLOP/s as NVIDIA's data sheets state them (without sparsity): by a word of the device's name, in this order, for
 # bfloat16 on tensor cores and for float32 without TF32, which torch does not use unless told.
@@ -60,7 +63,7 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         formula = self._formulas.get(getattr(function, "_overloadpacket", None))
-        if formula is not None:
+        if formula is not None and not under_way():
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out
 

@@ -38,7 +38,7 @@ def compile_parts(module: TrainModule) -> None:
 
     Raises UserError where it has none, or where this machine has no compiler.
     """
-    parts = list(module.compiled_parts())
+    parts = list(module.compiled())
     if not parts:
         raise UserError(
             f"nothing of {module.config.model.system} can be compiled as it is configured: set trainer.compile=false."

@@ -184,6 +184,7 @@ class TrainerSection(Section):
     deepspeed: DeepSpeed = DeepSpeed()
     micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
     compile: bool = False  # networks through torch.compile: minutes at every start for faster steps
+    activation_checkpointing: bool = False  # compute activations again backwards: less memory, more time, the same bits
     grad_clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, gt=0)
@@ -261,7 +262,10 @@ BUDGET_KEYS = (
     "rollback",
     "profile",
 )
-HOST_KEYS = {"trainer": ("micro_batch", "strategy", "deepspeed", "compile"), "data": ("workers",)}
+HOST_KEYS = {
+    "trainer": ("micro_batch", "activation_checkpointing", "strategy", "deepspeed", "compile"),
+    "data": ("workers",),
+}
 
 
 def identity_of(config: RunConfig, data_identity: str) -> str:

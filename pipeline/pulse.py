@@ -1,6 +1,6 @@
 """What each rank tells of itself while it trains, and what rank 0 makes of it: who holds the others up, and how the GPUs do.
 
-    ranks/rank_00003.json   {"time", "rank", "node", "step", "step_s", "own_s", "gpu": {...}}
+    ranks/rank_00003.json   {"time", "rank", "node", "step", "step_s", "own_s", "memory": {...}, "gpu": {...}}
 
 Every rank's heartbeat thread replaces its own small file; rank 0's reads them all and sums them up in ``heartbeat.json``. Nothing
 is asked of a rank in a step, and nothing travels between ranks.
@@ -21,6 +21,7 @@ import torch
 
 from pipeline.files import read_json, write_json
 from pipeline.gpus import Gpu, own_gpu
+from pipeline.memory import held, largest
 from pipeline.runs import RunFolder
 from pipeline.world import World
 
@@ -77,7 +78,12 @@ class Pulse:
             self._gpu, self._asked = own_gpu(self._device), True
         gpu = asdict(self._gpu.look()) if self._gpu else None
         place = {"time": round(time.time(), 3), "rank": self._world.rank, "node": self.node}
-        return {**place, "step": self._step, "step_s": _middle(self._whole), "own_s": _middle(self._own), "gpu": gpu}
+        pace = {"step_s": _middle(self._whole), "own_s": _middle(self._own)}
+        return {**place, "step": self._step, **pace, "memory": self.memory(), "gpu": gpu}
+
+    def memory(self) -> dict[str, int]:
+        """See ``memory.held``."""
+        return held(self._device)
 
     def write(self) -> None:
         """Replace this rank's file, at most every ten seconds. Raises OSError."""
@@ -94,6 +100,7 @@ class Pulses:
     def __init__(self, run: RunFolder, world: World, mine: Pulse) -> None:
         self._run, self._world, self._mine = run, world, mine
         self._next = 0.0
+        self._others: list[dict[str, Any]] = []
         self.latest: list[dict[str, Any]] = []
 
     def begin(self) -> None:
@@ -109,6 +116,10 @@ class Pulses:
             self._others = [p for rank, p in found if isinstance(p, dict) and p.get("rank") == rank]
         self.latest = [self._mine.facts(), *self._others]
         return self.latest
+
+    def memory(self) -> dict[str, float]:
+        """What is journalled of it: this rank's now, and the others' as they have last told."""
+        return largest([self._mine.memory(), *(pulse.get("memory") for pulse in self._others)])
 
 
 def _middle(seconds: deque[float]) -> float | None:

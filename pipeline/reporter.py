@@ -107,7 +107,7 @@ class Reporter:
         self._looked, self.wants_look = time.perf_counter(), False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last, MFU, and the GPUs'."""
+        """Journal one step's metrics, with the rate and the share of time spent waiting for data since the last, MFU, memory, GPUs."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         own = {
             "time/steps_per_s": self._steps / elapsed,
@@ -116,7 +116,7 @@ class Reporter:
         }
         if self._arithmetic and self._steps:
             own |= self._arithmetic.rates(self._steps / elapsed)
-        self._journal.log(step, {**metrics, **own, **_of_gpus(self._lookout.gpus)})
+        self._journal.log(step, {**metrics, **own, **self._pulses.memory(), **_of_gpus(self._lookout.gpus)})
         if self._journal.trouble:
             self.say(f"warning: {self._journal.trouble}")
             self._journal.trouble = None

@@ -84,6 +84,20 @@ class TrainModule(nn.Module):
     def sample(self, batch: Batch, folder: Path, step: int) -> None:
         """Write audio and pictures for a validation batch into ``folder``; rank 0 only. Default: nothing to show."""
 
+    def compiled(self) -> Iterator[nn.Module]:
+        """What ``trainer.compile`` compiles: modules whose ``forward`` takes and gives tensors and is the same graph whatever they hold.
+
+        Default: nothing.
+        """
+        return iter(())
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        """Parts whose activations are computed again in the backward where ``trainer.activation_checkpointing`` says so: those that hold
+        most of a step's memory, none within another. Their ``forward`` changes no buffer, and draws from torch's generators or by key.
+        Default: none.
+        """
+        return iter(())
+
     def configure_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers by name. Their learning rates are the peak; the loop applies each one's ``schedule``."""
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -92,13 +106,6 @@ class TrainModule(nn.Module):
     def averaged_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What ``trainer.ema`` averages, by name: all that is trained. A GAN leaves its discriminator out."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-
-    def compiled_parts(self) -> Iterator[nn.Module]:
-        """What ``trainer.compile`` compiles: modules whose ``forward`` takes and gives tensors and is the same graph whatever they hold.
-
-        Default: nothing.
-        """
-        return iter(())
 
     def load_pretrained(self) -> dict[str, str]:
         """Begin parts that are trained on with weights of the weights folder; the files' hashes by their names, for the run's history.

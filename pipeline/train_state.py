@@ -22,6 +22,7 @@ from pipeline.ema import Ema
 from pipeline.engine import FabricEngine, PlainEngine, StillEngine, parameters_of
 from pipeline.fabric import Fabric
 from pipeline.pace import Pace
+from pipeline.recompute import compute_again
 from pipeline.saving import Saver
 from pipeline.train_module import Batch, Engine, TrainModule, schedule_factor
 
@@ -207,8 +208,13 @@ def make_train_state(
     fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver
 ) -> TrainState:
     """As ``trainer.strategy`` says; one process has nothing to share out and trains plainly."""
+    state: TrainState
     if config.trainer.strategy == "deepspeed" and ranks.world.size > 1:
         from pipeline.zero import Sharded  # DeepSpeed takes seconds to import
 
-        return Sharded(fabric, module, config, ranks, saver)
-    return Replicated(fabric, module, config, ranks.world.rank, saver)
+        state = Sharded(fabric, module, config, ranks, saver)
+    else:
+        state = Replicated(fabric, module, config, ranks.world.rank, saver)
+    if config.trainer.activation_checkpointing:  # of whatever forward a part has by now
+        compute_again(module.recomputed())
+    return state

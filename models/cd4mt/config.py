@@ -31,8 +31,6 @@ class UnetShape(Section):
         "group"  # non_scaling: without the learned scale that gathers outliers (2502.01441)
     )
 
-    gradient_checkpointing: bool = False  # keep no activations within stages, and compute them again backwards
-
     @model_validator(mode="after")
     def _heads_divide(self) -> UnetShape:
         for multiplier in self.multipliers:

@@ -68,10 +68,13 @@ class TrainModule(BaseModule):
     def before_the_batch(self) -> list[str]:
         return facts.way_to_latents(self.data)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         """The U-Nets. Not under sCM, which takes a derivative along a direction: the compiler knows only those backwards."""
         if self.model_config.objective != "scm":
             yield from (network.network for network in (self.denoiser, self.teacher) if network is not None)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.denoiser.network.stages()
 
     def clean(self, batch: Batch) -> Tensor:
         """A batch's latents (B, S, C, L), of deviation sigma_data."""

@@ -8,11 +8,11 @@ Shapes: B samples, C channels, (...) one axis (L) or two (H, W), each a multiple
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.cd4mt.config import UnetShape
 
@@ -136,7 +136,6 @@ class UNet(nn.Module):
 
     def __init__(self, axes: int, channels: int, shape: UnetShape) -> None:
         super().__init__()
-        self.checkpointing = shape.gradient_checkpointing
         self.width, self.shrink = shape.channels, 2 ** (len(shape.multipliers) - 1)
         embedding = 4 * shape.channels
         self.time_embed = nn.Sequential(
@@ -171,23 +170,20 @@ class UNet(nn.Module):
         self.out = nn.Sequential(GroupNorm(now, shape), nn.SiLU(), faint(convolution(axes, now, channels)))
         self.shortcut = Shortcut(embedding, channels) if shape.shortcut else None
 
+    def stages(self) -> Iterator[nn.Module]:
+        """All that it keeps activations in, but for the ends."""
+        yield from (*self.input_blocks, self.middle_block, *self.output_blocks)
+
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         embedding = self.time_embed(sinusoids(level, self.width).to(x.dtype))
         passed, noisy = [], x
         for stage in self.input_blocks:
-            x = self._through(stage, x, embedding)
+            x = stage(x, embedding)
             passed.append(x)
-        x = self._through(self.middle_block, x, embedding)
+        x = self.middle_block(x, embedding)
         for stage in self.output_blocks:
-            x = self._through(stage, torch.cat([x, passed.pop()], dim=1), embedding)
+            x = stage(torch.cat([x, passed.pop()], dim=1), embedding)
         return self.out(x) if self.shortcut is None else self.out(x) + self.shortcut(noisy, embedding)
-
-    def _through(self, stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            found: Tensor = checkpoint(stage, x, embedding, use_reentrant=False)  # what dropout drew is drawn again
-            return found
-        out: Tensor = stage(x, embedding)
-        return out
 
 
 def sinusoids(level: Tensor, width: int) -> Tensor:

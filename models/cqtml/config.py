@@ -35,7 +35,6 @@ class Body(Section):
         108, gt=0
     )  # patch columns that positions are learned for (5 s); another length interpolates them
     dropout: float = Field(0.0, ge=0, lt=1)
-    gradient_checkpointing: bool = False  # keep no activations within blocks, and compute them again backwards
     pretrained: bool = False  # begin with timm's weights, from the weights folder's vit_tiny_patch16_224/
     eight_bit: bool = False  # AdamW whose states have 8 bits (bitsandbytes)
 

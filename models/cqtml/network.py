@@ -47,11 +47,15 @@ class Generator(nn.Module):
         body = VisionTransformer if config.body.name == "vit" else TimeConvolutions
         self.body = body(config.body, LIGHTS * self.outputs)
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """The transformer's; convolutions over time have none, and hold little."""
+        return iter(self.body.blocks) if isinstance(self.body, VisionTransformer) else iter(())
+
     def forward(self, cqt: Tensor) -> Tensor:
         return self.body(self.hearing(cqt)).unflatten(-1, (LIGHTS, self.outputs)).permute(0, 2, 3, 1)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
-        """See ``pipeline.train_module.TrainModule.compiled_parts``: a transformer's blocks, or all convolutions."""
+    def compiled(self) -> Iterator[nn.Module]:
+        """See ``pipeline.train_module.TrainModule.compiled``: a transformer's blocks, or all convolutions."""
         if isinstance(self.body, VisionTransformer):
             yield from self.body.blocks
         else:

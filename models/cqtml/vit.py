@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.codecs.weights import ENVIRONMENT
 from models.cqtml.config import BINS, Body
@@ -84,7 +83,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, shape: Body, outputs: int) -> None:
         super().__init__()
-        self.columns, self.checkpointing = shape.columns, shape.gradient_checkpointing
+        self.columns = shape.columns
         self.patch_embed = PatchEmbed(shape.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + ROWS * shape.columns, shape.width))
@@ -107,10 +106,7 @@ class VisionTransformer(nn.Module):
         )
         tokens = self.pos_drop(tokens)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():  # noqa: SIM108  two ways, to be seen
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = block(tokens)
         grid = self.norm(tokens)[:, 1:].unflatten(1, (ROWS, columns))
         return self.head(grid.mean(1))  # rows of one column, never of another: what is said of a time is of that time
 

@@ -6,6 +6,7 @@ Shapes: B samples, N tracks, n samples of a waveform, D width; frames L and bins
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,11 @@ class MixingEngineer(nn.Module):
         )
         self.transformer = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
         self.heads = nn.ModuleDict({name: Head(shape.width, section) for name, section in layout.sections.items()})
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Of the encoders: the transformer sees a token a track, and holds next to nothing."""
+        encoders = [self.track_encoder, *([self.reference_encoder] if self.refers else [])]
+        return (block for encoder in encoders for block in encoder.blocks)
 
     def forward(self, tracks: Tensor, reference: Tensor | None = None) -> dict[str, Tensor]:
         """Tracks (B, N, n), the reference (B, 2, m) -> positions 0..1 of the knobs by section: (B, N, P), (B, 1, P), (B, 1, P)."""

@@ -24,6 +24,17 @@ from pipeline.train_module import Batch
 from pipeline.train_module import TrainModule as BaseModule
 
 
+class Mixing(nn.Module):
+    """The console as a part of a step: it has no weights, and most of a step's activations."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def forward(self, tracks: Tensor, settings: Settings) -> Rendered:
+        return self.console(tracks, settings)
+
+
 class TrainModule(BaseModule):
     headline = ("loss",)
 
@@ -35,6 +46,7 @@ class TrainModule(BaseModule):
         self.sample_rate = int(data["sample_rate"])
         self.layout = config.model.console.layout(self.sample_rate)
         self.console = Console(self.layout)
+        self.mixing = Mixing(self.console)
         self.model = MixingEngineer(config.model, self.layout)
 
     def load_pretrained(self) -> dict[str, str]:
@@ -48,11 +60,9 @@ class TrainModule(BaseModule):
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.config, self.data, batch_size)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         """What listens and what decides. The console is transforms and complex numbers, which the compiler does not know."""
-        encoders = [self.model.track_encoder, *([self.model.reference_encoder] if self.model.refers else [])]
-        for encoder in encoders:
-            yield from encoder.blocks
+        yield from self.model.blocks()
         yield from self.model.transformer.layers
 
     def view(self, batch: Batch, stream: str | None = None) -> facts.View:
@@ -62,7 +72,12 @@ class TrainModule(BaseModule):
     def mixed(self, seen: facts.View) -> tuple[Rendered, Settings]:
         """The mix of what is seen, and the settings that made it."""
         settings = self.model.settings(seen.heard, seen.reference)
-        return self.console(seen.tracks, settings), settings
+        rendered: Rendered = self.mixing(seen.tracks, settings)
+        return rendered, settings
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        yield from self.model.blocks()
+        yield self.mixing
 
     def judged(self, wave: Tensor) -> Tensor:
         """(B, C, n) without the lead-in, in which reverb and compressor cannot know what came before."""

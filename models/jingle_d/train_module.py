@@ -35,6 +35,17 @@ MASK_REGULARISATION = ("mask_overlap", "mask_coverage", "mask_variance")
 Terms = dict[str, Tensor]
 
 
+class Decoder(nn.Module):
+    """The frozen codec's: latents (B, C, T) as stored -> (B, n). Its weights are the codec's, none of this module."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__()
+        self.data = data
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return codec_of(self.data, latent.device.type).decode(latent)
+
+
 class TrainModule(BaseModule):
     """``mixer`` is the generator; all the other networks are its adversaries."""
 
@@ -56,6 +67,7 @@ class TrainModule(BaseModule):
         self.latent_discriminator = LatentDiscriminator(channels, latent) if latent else None
         self.audio_discriminator = AudioDiscriminator(audio) if audio else None
         self.balancer = Balancer(BALANCED, balancer) if balancer else None
+        self.decoder = Decoder(data)
         self.mel = facts.onset_mel(data, objectives.ONSET_WINDOW, objectives.ONSET_HOP)
         scale = facts.standardisation(data)
         # Facts of the data, not weights: they come with the manifest, not with a checkpoint.
@@ -69,7 +81,7 @@ class TrainModule(BaseModule):
     def example_batch(self, batch_size: int) -> Batch:
         return facts.example_batch(self.data, batch_size, self.config.seed, self.config.data.partner)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         """The cascade's layers and who judges latents. Judging sound takes complex numbers, which the compiler does not know."""
         yield from self.mixer.cascade.layers
         yield from (judge for judge in (self.style, self.latent_discriminator) if judge is not None)
@@ -86,7 +98,15 @@ class TrainModule(BaseModule):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Standardised (B, C, T) -> (B, n); gradients pass."""
-        return codec_of(self.data, self.latent_mean.device.type).decode(self.scale.invert(latent))
+        wave: Tensor = self.decoder(self.scale.invert(latent))
+        return wave
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        """Of the cascade only the layers: a stage ends in a spectral norm, which is iterated in every forward of training."""
+        yield from self.mixer.cascade.layers
+        yield self.decoder
+        if self.audio_discriminator is not None:
+            yield from self.audio_discriminator.scales
 
     def training_step(self, batch: Batch, step: int) -> Terms:
         """``loss`` is the generator's and ``loss_discriminator`` its adversaries'; they share no weights, and each asks for its own."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from jobs import configs, planning
 from jobs.cancel import interrupt
@@ -20,7 +21,7 @@ from jobs.configs import load_frozen, load_named
 from jobs.preflight import checkpoint_bytes, permission_problems
 from jobs.trained import load_trained
 from pipeline.checkpoint import trained_weights
-from pipeline.config import differences
+from pipeline.config import differences, identity_of
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.manifest import MANIFEST, sealed, unsealed
@@ -407,3 +408,18 @@ def test_a_profile_reaches_the_script(tmp_path):
     assert "export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-ib0}" in done.stdout, "what the person exported wins"
     wrong = command("jobs/launch.py", "dismix", "--cluster", "levante", "--time", "soon", "--dry-run")
     assert wrong.returncode == 2 and "H:MM:SS" in wrong.stderr
+
+
+@pytest.mark.parametrize(("name", "part"), [("cd4mt_demo", "unet"), ("cqtml_demo", "body")])
+def test_a_run_that_was_frozen_with_a_key_that_has_moved_is_read_and_is_the_same_run(tmp_path, name, part):
+    config = load_named(name)
+    for was in (False, True):
+        tree = config.model_dump(mode="json")
+        tree["model"][part]["gradient_checkpointing"] = was
+        del tree["trainer"]["activation_checkpointing"]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        frozen = load_frozen(tmp_path / "config.yaml")
+        assert frozen.trainer.activation_checkpointing is was
+        assert identity_of(frozen, "data") == identity_of(config, "data")
+    overruled = load_frozen(tmp_path / "config.yaml", ["trainer.activation_checkpointing=false"])
+    assert overruled.trainer.activation_checkpointing is False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from jobs.clusters import Cluster
 from jobs.configs import load_named
+from jobs.describe import describe
 from jobs.preflight import GIB, batch_problems, data_problems, memory_problems, quotas, space_problems, weights_problems
 from pipeline.manifest import read_manifest
 from tests.conftest import command
@@ -51,6 +53,9 @@ def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(micro, expecte
     config = load_named("dismix_demo", ["data.batch_size=64", f"trainer.micro_batch={micro}"])
     found = memory_problems(config, cluster, 1, SIZE)
     assert expected in "".join(found) and bool(found) == bool(expected)
+    assert all("or --set trainer.activation_checkpointing=true" in sentence for sentence in found)
+    again = load_named("dismix_demo", ["trainer.activation_checkpointing=true", f"trainer.micro_batch={micro}"])
+    assert "activation_checkpointing" not in "".join(memory_problems(again, cluster, 1, SIZE))
 
 
 def test_a_model_that_never_fits_is_sent_to_deepspeed():
@@ -115,5 +120,20 @@ def test_describe_tells_shapes_parameters_and_memory(demo_data):
     assert done.returncode == 0, done.stderr
     assert "824,217" in done.stdout and "model.decoder.gru" in done.stdout and "GFLOP a sample" in done.stdout
     assert "save every" in done.stdout
+    kept, spared = map(float, re.search(r"([\d.]+) MB a sample \(float32\), ([\d.]+) with", done.stdout).groups())
+    assert 0 < spared < 0.8 * kept
     wrong = command("jobs/launch.py", "--describe", "--resume", "dismix_demo")
     assert wrong.returncode == 2 and "--describe goes with a config's name" in wrong.stderr
+
+
+def test_with_activation_checkpointing_one_part_at_a_time_is_in_memory():
+    """Of equal parts all inputs are kept, and one part's own activations."""
+    found = {depth: describe(load_named("cqtml_demo", [f"model.body.depth={depth}"]), None) for depth in (2, 4, 6)}
+    block = (found[4].saved - found[2].saved) / 2
+    ends = found[2].saved - 2 * block
+    inputs = (found[6].spared - found[4].spared) / 2
+    assert inputs == (found[4].spared - found[2].spared) / 2 and 0 < inputs < block / 5
+    assert found[2].spared == pytest.approx(ends + block + 2 * inputs, rel=0.05)
+    again = describe(load_named("cqtml_demo", ["trainer.activation_checkpointing=true"]), None)
+    assert again.sizes["activations_per_sample"] == -(-found[2].spared // again.batch)
+    assert found[2].sizes["activations_per_sample"] == -(-found[2].saved // again.batch)

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import registry
 from pipeline.compiling import let_compile
-from pipeline.config import parse_config
+from pipeline.config import apply_overrides, parse_config
 from pipeline.distributed import Agreement, make_fabric
+from pipeline.recompute import compute_again
 from pipeline.saving import Saver
 from pipeline.train_state import Still, make_train_state
 from pipeline.world import World
@@ -126,16 +127,55 @@ def test_what_is_compiled_is_one_graph_each_and_computes_the_same(module):
     expected = gradients()
     torch.compiler.reset()
     counters.clear()
-    parts = list(module.compiled_parts())
+    parts = list(module.compiled())
     let_compile(parts, backend="aot_eager")
-    found = gradients()
-    assert len(parts) and counters["stats"]["unique_graphs"] >= len({type(part) for part in parts})
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=1e-3, atol=1e-4 * float(expected[name].abs().max()), msg=name
-        )
+    for again in (False, True):  # with activations computed again, too
+        if again:
+            compute_again(module.recomputed())
+        found = gradients()
+        assert len(parts) and counters["stats"]["unique_graphs"] >= len({type(part) for part in parts})
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            bound = 1e-4 * float(expected[name].abs().max())
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=bound, msg=name)
     torch.compiler.reset()
+
+
+def with_dropout(tree, path=""):
+    """``--set`` words for every dropout of a model's section."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from with_dropout(value, f"{path}.{name}")
+        elif name == "dropout":
+            yield f"model{path}.dropout=0.1"
+
+
+def test_activations_computed_again_are_not_kept_and_change_no_bit(config):
+    words = [*with_dropout(config.model.model_dump(mode="json")), "data.batch_size=4"]
+    if "barlow_twins_group" in type(config.model).model_fields:
+        words.append("model.barlow_twins_group=4")
+    config = parse_config(
+        apply_overrides(config.model_dump(mode="json"), words), registry.model_config_class(config.model.system), "test"
+    )
+    found = []
+    for again in (False, True):
+        module = build(config).train()
+        if again:
+            compute_again(module.recomputed())
+        kept = {}  # bytes by storage
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)  # of dropout
+        optimizers, batch = module.configure_optimizers(), module.example_batch(BATCH)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = train(module, optimizers, [batch, batch], 1)
+        found.append((losses, torch.rand(1).item(), module.state_dict(), sum(kept.values())))
+    (losses, drawn, weights, plain), (*same, ours, sparing) = found
+    assert same == [losses, drawn] and all(torch.equal(value, ours[name]) for name, value in weights.items())
+    assert sparing < 0.75 * plain
 
 
 def test_the_config_names_the_optimizers(module, config):

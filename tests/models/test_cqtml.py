@@ -125,20 +125,6 @@ def test_cold_draws_are_the_most_likely_and_hot_ones_differ():
         )
 
 
-def test_checkpointing_gives_the_same_gradients_and_computes_blocks_twice():
-    gradients, counts = [], []
-    for checkpointing in (False, True):
-        network, _ = generator(gradient_checkpointing=checkpointing)
-        count = [0]
-        for block in network.body.blocks:
-            block.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        network(heard()).square().mean().backward()
-        gradients.append([p.grad for p in network.parameters()])
-        counts.append(count[0])
-    assert counts == [2, 4]
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-
-
 def test_timms_weights_are_taken_from_a_folder_and_nothing_else(tmp_path):
     from safetensors.torch import save_file
 

@@ -81,19 +81,22 @@ def shown(root: Path) -> str:
 
 def test_gpus_arithmetic_and_warnings_are_shown_where_there_are_any(tmp_path):
     run = make_run(tmp_path)
-    attempt(run, 0, 20, lambda step: {"train/loss": 1.0, "time/mfu": 0.37, "time/data_wait": 0.01})
+    attempt(
+        run, 0, 20, lambda step: {"train/loss": 1.0, "time/mfu": 0.37, "time/data_wait": 0.01, "memory/peak_gib": 31.25}
+    )
     beat(run, 20, warnings=[], gpu=None)
     assert "GPU " not in shown(tmp_path).replace("GPU-hours", "") and "37%" in shown(tmp_path)
     gpu = {"count": 2, "use": 0.94, "memory": 60 << 30, "memory_total": 80 << 30, "power_w": 612.5, "energy_kwh": 1.5}
     slow = "rank 3 on node n2 holds the others up: 0.5 s of its own a step, theirs take 0.2 s"
     beat(run, 20, warnings=[slow], gpu=gpu)
     row = standing(tmp_path)
+    assert row.peak_memory == 31.25
     assert (row.data_wait, row.mfu, row.gpu_use, row.gpu_memory, row.gpu_power) == (0.01, 0.37, 0.94, 0.75, 612.5)
     assert row.health == [slow]
-    for words in ("MFU", "GPU MEM", "94%", "75%", slow):
+    for words in ("MFU", "PEAK GiB", "31.2", "GPU MEM", "94%", "75%", slow):
         assert words in shown(tmp_path)
     end(run, "complete", 20)
-    assert "94%" not in shown(tmp_path), "what was is not what is"
+    assert "94%" not in shown(tmp_path) and "PEAK" not in shown(tmp_path), "what was is not what is"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Stack(TrainModule):
         self.register_buffer("seen", torch.zeros(()))
         self.poison = poison
 
-    def compiled_parts(self):
+    def compiled(self):
         yield self.head
 
     def _error(self, batch, noise=0.0):
@@ -66,6 +66,9 @@ class Stack(TrainModule):
 
     def validation_step(self, batch, step):
         return {"loss": self._error(batch)}
+
+    def recomputed(self):
+        yield from (self.first, self.recurrence, self.norm)
 
     def sample(self, batch, folder: Path, step: int) -> None:
         (folder / "loss.txt").write_text(str(float(self._error(batch))))

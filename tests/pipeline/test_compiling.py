@@ -36,7 +36,7 @@ class Bent(Line):
         super().__init__(config, data, poison, bad)
         self.body = Body()
 
-    def compiled_parts(self):
+    def compiled(self):
         yield self.body
 
     def _error(self, x, target):

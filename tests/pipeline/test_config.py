@@ -77,6 +77,7 @@ def test_identity_ignores_budget_and_host_and_nothing_else():
         "trainer.keep.last=9",
         "data.workers=3",
         "trainer.micro_batch=2",
+        "trainer.activation_checkpointing=true",
         "trainer.strategy=deepspeed",
         "trainer.deepspeed.stage=3",
     ):

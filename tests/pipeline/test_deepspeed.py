@@ -103,6 +103,14 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(lab, stage):
     assert hashes(again) == hashes(whole)
 
 
+@pytest.mark.parametrize("stage", [None, 3])
+def test_activations_computed_again_change_no_bit_on_several_ranks(lab, stage):
+    """Also where a part's weights are there only while it computes, and are let go of in between."""
+    name = f"sparing-{stage}"
+    assert lab.go(name, stage=stage, activation_checkpointing=True) == [0, 0]
+    assert hashes(lab.run(name)) == hashes(lab.whole(stage))
+
+
 def test_another_number_of_ranks_another_stage_and_plain_data_parallelism_go_on(lab):
     for steps, ranks, stage in ((3, 2, 3), (6, 1, 3), (9, 2, 1), (STEPS, 2, None)):
         assert lab.go("changing", ranks, stage, max_steps=steps) == [0] * ranks

@@ -70,8 +70,11 @@ class TrainModule(BaseModule):
             return {"main": eight_bit_adamw(self.parameters(), self.config.optimizer)}
         return super().configure_optimizers()
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
-        return self.generator.compiled_parts()
+    def compiled(self) -> Iterator[nn.Module]:
+        return self.generator.compiled()
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.generator.blocks()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``imitation``: divergence of what is said from what is taught, in nats a light and column; ``far_change``: see there.

@@ -68,10 +68,13 @@ class TrainModule(BaseModule):
             network.load_state_dict(taught)
         self.taste.load_state_dict(_part(weights["reward"], "taste."))
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         for network in (self.generator, self.start, self.drawing):
-            yield from network.compiled_parts()
+            yield from network.compiled()
         yield from (self.taste.music, self.taste.lights)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        return self.generator.blocks()
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """What is minimised, and what it is made of; outputs are drawn by position, with the network that draws.

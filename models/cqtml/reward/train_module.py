@@ -40,7 +40,10 @@ class TrainModule(BaseModule):
     def example_batch(self, batch_size: int) -> Batch:
         return facts.comparisons(self.data, batch_size, self.config.seed)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
+        return self.recomputed()
+
+    def recomputed(self) -> Iterator[nn.Module]:
         yield from (self.taste.music, self.taste.lights)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:

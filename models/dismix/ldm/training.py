@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from models.codecs.standardisation import Standardisation
 from models.dismix.ldm import data as facts
 from models.dismix.ldm.diffusion import Noise
+from models.dismix.ldm.dit import Block
 from models.dismix.ldm.model import TIMBRE, Latents, LdmDisMix
+from models.dismix.ldm.over_time import Layer
 from models.dismix.ldm.vae import CODEC, frozen_vae
 from models.dismix.losses import barlow_twins_diagonal, gaussian_error_learned, kl_to_prior, pitch_error
 from models.dismix.train_module import TrainModule
@@ -47,7 +50,7 @@ class LdmModule(TrainModule):
     def typical_data(cls, config: RunConfig) -> dict[str, Any]:
         return facts.typical_data(config)
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         """What renders: its layers have most of the arithmetic."""
         yield from self.model.renderer.dit.blocks
 
@@ -77,6 +80,10 @@ class LdmModule(TrainModule):
         if self.model.mixture_encoder.vae_encoder is not None:
             return mel.transpose(-1, -2)[:, None]
         return Standardisation(self.latent_mean[0], self.latent_std[0]).apply(latent)
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        trained = (self.model.query_encoder, self.model.pitch_encoder, self.model.renderer.dit)
+        return (m for part in trained for m in part.modules() if isinstance(m, ResnetBlock2D | Layer | Block))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""

@@ -35,7 +35,7 @@ class SimpleModule(TrainModule):
         pitches = {"pitch_low": 48, "pitch_high": 72} if demo else {"pitch_low": 33, "pitch_high": 84}
         return common(config, bands=128, hop=512, frames=10) | pitches | {"sources": 2, "queries": 2}
 
-    def compiled_parts(self) -> Iterator[nn.Module]:
+    def compiled(self) -> Iterator[nn.Module]:
         """What encodes. The decoder is a GRU, and a recurrence is one kernel already."""
         model = self.model
         yield from (
@@ -45,6 +45,9 @@ class SimpleModule(TrainModule):
             model.translator,
             model.timbre_encoder,
         )
+
+    def recomputed(self) -> Iterator[nn.Module]:
+        yield from (self.model.mixture_encoder, self.model.query_encoder, self.model.decoder)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""
