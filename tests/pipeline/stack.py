@@ -49,9 +49,6 @@ class Stack(TrainModule):
         self.register_buffer("seen", torch.zeros(()))
         self.poison = poison
 
-    def compiled(self):
-        yield self.head
-
     def _error(self, batch, noise=0.0):
         hidden, _ = self.recurrence(torch.relu(self.first(batch["mel"] + noise)))
         value = self.head(hidden[:, -1]) + self.frozen.sum()
@@ -67,8 +64,11 @@ class Stack(TrainModule):
     def validation_step(self, batch, step):
         return {"loss": self._error(batch)}
 
+    def compiled(self):
+        yield self.head
+
     def recomputed(self):
-        yield from (self.first, self.recurrence, self.norm)
+        yield from (self.first, self.recurrence, self.head)
 
     def sample(self, batch, folder: Path, step: int) -> None:
         (folder / "loss.txt").write_text(str(float(self._error(batch))))
