@@ -60,7 +60,9 @@ def weights_identity(name: str, weights_folder: Path | None = None) -> str | Non
 def codec_of(info: Mapping[str, Any], device: str = "cpu") -> Codec:
     """The codec whose latents a dataset holds, by its manifest's ``info``; one a process and device.
 
-    Raises UserError as ``load_codec`` does, and where the weights at hand are not those that the latents were made with.
+    Where the info names no weights of a codec that has some there is no data (``TrainModule.typical_data``): then EnCodec, which trains
+    with its decoder, is given as it was drawn. Raises UserError as ``load_codec`` does, and where the weights at hand are not those that
+    the latents were made with.
     """
     latent = info["latent"]
     return _codec_of(latent["codec"], latent["weights_hash"], latent["sample_rate"], device)
@@ -68,6 +70,10 @@ def codec_of(info: Mapping[str, Any], device: str = "cpu") -> Codec:
 
 @functools.cache
 def _codec_of(name: str, weights_hash: str | None, sample_rate: int, device: str) -> Codec:
+    if name == "encodec" and weights_hash is None:
+        from models.codecs.encodec import as_drawn
+
+        return as_drawn(device)
     codec = load_codec(name, device=device, sample_rate=sample_rate)
     if codec.weights_hash != weights_hash:
         raise UserError(

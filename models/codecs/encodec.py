@@ -24,20 +24,23 @@ class Encodec(Codec):
     name = "encodec"
     differentiable = True
 
-    def __init__(self, weights: Weights, device: str) -> None:
+    def __init__(self, weights: Weights | None, device: str) -> None:
+        """``weights`` None: as the networks are drawn, to be looked at and counted."""
         from encodec import EncodecModel
 
         model = EncodecModel.encodec_model_24khz(pretrained=False)
-        path = weights.path(weights.files[0].path)
-        check_name(path, weights.files[0].sha256)
-        load_exactly(model, read_tensors(path), path)
+        self.licence = "none: random numbers"
+        if weights is not None:
+            path = weights.path(weights.files[0].path)
+            check_name(path, weights.files[0].sha256)
+            load_exactly(model, read_tensors(path), path)
+            self.licence, self.weights_hash = weights.licence, weights.identity
         super().__init__(model.sample_rate, model.encoder.hop_length, model.encoder.dimension, device)
         freeze(model, self.device)
         self.encoder, self.decoder = model.encoder, model.decoder
         for part in self.decoder.modules():
             if isinstance(part, nn.LSTM):
                 part.train()  # cuDNN has no backward in evaluation mode; without dropout both modes compute the same
-        self.licence, self.weights_hash = weights.licence, weights.identity
 
     def latent_shape(self, samples: int) -> tuple[int, ...]:
         return self.channels, -(-samples // self.hop)
@@ -57,6 +60,10 @@ def check_name(path: Path, sha256: str) -> None:
     claimed = path.stem.rpartition("-")[2]
     if not sha256.startswith(claimed):
         raise UserError(f"{path} has the sha256 {sha256[:8]}..., its name says {claimed}; fetch it again.")
+
+
+def as_drawn(device: str) -> Encodec:
+    return Encodec(None, device)
 
 
 def load(weights_folder: Path | None, device: str, sample_rate: int) -> Encodec:

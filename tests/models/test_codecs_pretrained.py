@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.codecs import load_codec, weights_identity
+from models.codecs import codec_of, load_codec, weights_identity
 from pipeline.errors import UserError
+from tests.models.helpers import info
 from tests.models.stand_in_weights import LICENCE, declare, write_audioldm2, write_encodec, write_music2latent
 
 
@@ -37,6 +38,17 @@ def test_encodec_shapes_and_batches(encodec, weights):
     torch.testing.assert_close(encodec.encode(wave[1, 2]), latent[1, 2], atol=1e-5, rtol=1e-4)
     assert encodec.latent_shape(16 * 24000) == (128, 1200)
     assert (encodec.licence, encodec.weights_hash) == (LICENCE, weights_identity("encodec", weights))
+
+
+def test_where_nothing_was_encoded_encodec_is_looked_at_without_weights(encodec, monkeypatch):
+    monkeypatch.delenv("SLURMPHONY_WEIGHTS", raising=False)
+    drawn = codec_of(info("jingle_d"))
+    shapes = [{name: value.shape for name, value in c.decoder.state_dict().items()} for c in (drawn, encodec)]
+    assert shapes[0] == shapes[1] and drawn.weights_hash is None
+    real = info("jingle_d")
+    real["latent"]["weights_hash"] = "0" * 64
+    with pytest.raises(UserError, match="encodec needs its weights"):
+        codec_of(real)
 
 
 def test_gradient_passes_through_encodec_and_leaves_it_frozen(encodec):
