@@ -18,6 +18,7 @@ def profile_file(name: str) -> Path:
     names = profile_names()
     if name not in names:
         raise UserError(
-            f"no cluster '{name}' in configs/clusters/.{nearest(name, names)} There are: {', '.join(names)}."
+            f"no cluster '{name}' in configs/clusters/.{nearest(name, names)} There are: {', '.join(names)}. A new one: "
+            f"cp configs/clusters/default.yaml configs/clusters/{name}.yaml, and fill it in."
         )
     return PROFILES / f"{name}.yaml"

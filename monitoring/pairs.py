@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.choices import PAIRS
+from pipeline.config import read_yaml
 from pipeline.errors import UserError
 from pipeline.light_show.page import pack
 from pipeline.manifest import MANIFEST, SPLITS, Manifest, read_manifest
+from pipeline.runs import RunFolder
 from pipeline.samples import SplitReader
 from pipeline.shards import DamagedSample, ShardReader
 
 TOLERANCE = 0.5  # seconds by which light may be shorter or longer than the music
+LIGHTS = "cqtml"  # the system that makes them
 KEPT = 16  # pairs in memory: a browser asks for a song in several pieces
 
 
@@ -63,9 +66,7 @@ class Pairs:
     def __init__(self, run: Path, name: str) -> None:
         folder, make = run / PAIRS, f"python jobs/generate.py {name} --pairs 200"
         if not (folder / MANIFEST).is_file():
-            raise UserError(
-                f"{name} has no pairs to compare yet ({folder / MANIFEST} is missing); make some with: {make}"
-            )
+            raise UserError(_without_pairs(run, name, make))
         try:
             manifest = read_manifest(folder)
         except UserError as error:
@@ -96,6 +97,14 @@ class Pairs:
             raise Unreadable(f"pair {key} is left out: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise Unreadable(f"pair {key} is left out: {type(error).__name__}: {error}") from error
+
+
+def _without_pairs(run: Path, name: str, make: str) -> str:
+    config = RunFolder(run).config_file
+    system = read_yaml(config)["model"]["system"] if config.is_file() else LIGHTS
+    if system != LIGHTS:
+        return f"{name} is a run of {system}, and what is compared are light shows: name a run of {LIGHTS}."
+    return f"{name} has no pairs to compare yet ({run / PAIRS / MANIFEST} is missing); make some with: {make}"
 
 
 def _places(manifest: Manifest) -> tuple[dict[str, tuple[str, int]], list[str]]:

@@ -35,7 +35,7 @@ class Progress:
         self._next = self._start + PLAIN_INTERVAL
         console = Console(stderr=True)
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if console.is_terminal and sys.stderr.isatty():  # a notebook calls itself a terminal, and keeps every frame
             columns = (TextColumn(verb), BarColumn(), TextColumn("{task.fields[facts]}"))
             self._bar = Bar(*columns, console=console, transient=True)
             self._task = self._bar.add_task(verb, total=total, completed=done, facts="")
@@ -74,12 +74,13 @@ class StepProgress:
     def __init__(self, name: str, total: int, done: int, *, every: float = 10.0) -> None:
         self.total = total
         self._console = Console(stderr=True, soft_wrap=True)
-        self._interval = 0.25 if self._console.is_terminal else every
+        live = self._console.is_terminal and sys.stderr.isatty()
+        self._interval = 0.25 if live else every
         self._name = name
         self._next = 0.0
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), done)], maxlen=50)
         self._bar: Bar | None = None
-        if self._console.is_terminal:
+        if live:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -266,10 +266,17 @@ def test_whoever_is_let_in_from_elsewhere_is_told_of(tmp_path, capfd):
 
 def test_a_run_without_pairs_says_how_to_make_them(tmp_path):
     run = make_run(tmp_path, "cqtml_demo")
+    run.config_file.write_text("model: {system: cqtml}\n")
     with pytest.raises(
         UserError, match=r"no pairs to compare yet .*python jobs/generate.py cqtml_demo/1f3a9c2e --pairs"
     ):
         compare.main([str(run.path)])
+    other = make_run(tmp_path, "dismix_demo")
+    other.config_file.write_text("model: {system: dismix}\n")
+    with pytest.raises(
+        UserError, match=r"is a run of dismix, and what is compared are light shows: name a run of cqtml"
+    ):
+        compare.main([str(other.path)])
 
 
 def test_a_pulled_run_is_rated_where_it_is_from(tmp_path):
