@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from models.blocks import fourier
 from models.blocks.precision import full_precision, kept_for_all
 
 PHASE_SEED = 20240810  # Griffin-Lim starts from fixed random phases: the same mel gives the same waveform
@@ -189,7 +190,7 @@ def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
 def _cqt_piece(wave: torch.Tensor, spec: CqtSpec) -> torch.Tensor:
     """(b, n) -> complex (b, B, K), frame k centred on sample k * hop, those near the ends reaching around them."""
     folded = 1 << max(0, math.ceil(wave.shape[-1] / spec.hop) - 1).bit_length()
-    spectrum = torch.fft.rfft(wave, n=folded * spec.hop)
+    spectrum = fourier.rfft(wave, folded * spec.hop)
     bins = []
     for low, wavelet in _wavelets(spec, folded, spectrum.dtype, wave.device):
         product = spectrum[:, low : low + len(wavelet)] * wavelet
@@ -232,12 +233,10 @@ def stft_chroma(wave: torch.Tensor, sample_rate: int, window: int) -> torch.Tens
     An STFT folded over five octaves (110 to 3520 Hz): coarse in the bass, but cheap, differentiable, and enough to learn by; for figures
     fold a ``cqt``. Each bin counts for the two semitones that it lies between.
     """
-    flat = wave.reshape(-1, wave.shape[-1])
     taper = torch.hann_window(window, dtype=wave.dtype, device=wave.device)
-    spectrum = torch.stft(flat, window, window // 4, window=taper, return_complex=True, pad_mode="constant")
-    power = spectrum.real.square() + spectrum.imag.square()
-    folded = _pitch_classes(sample_rate, window, wave.dtype, wave.device) @ power.clamp_min(CHROMA_FLOOR).sqrt()
-    return folded.reshape(*wave.shape[:-1], *folded.shape[-2:])
+    frames = fourier.windowed(fourier.beyond(wave, window // 2, "constant"), taper, window // 4)
+    magnitudes = fourier.powers(frames).clamp_min(CHROMA_FLOOR).sqrt()
+    return (magnitudes @ _pitch_classes(sample_rate, window, wave.dtype, wave.device).T).transpose(-1, -2)
 
 
 @kept_for_all
@@ -265,8 +264,7 @@ def _mirrored(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     """(..., n) -> complex (..., L, window // 2 + 1), no padding."""
-    frames = wave.unfold(-1, spec.window, spec.hop)
-    return torch.fft.rfft(frames * _hann(spec, wave.dtype, wave.device))
+    return fourier.rfft(fourier.windowed(wave, _hann(spec, wave.dtype, wave.device), spec.hop), spec.window)
 
 
 def _overlap_add(spectrum: torch.Tensor, spec: MelSpec) -> torch.Tensor:
@@ -275,19 +273,9 @@ def _overlap_add(spectrum: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     frames = torch.fft.irfft(spectrum, n=spec.window) * window
     lead, count = frames.shape[:-2], frames.shape[-2]
     length = (count - 1) * spec.hop + spec.window
-    total = _added(frames.reshape(-1, count, spec.window), spec.hop)
-    weight = _added((window**2).expand(1, count, -1), spec.hop)
+    total = fourier.overlapped(frames.reshape(-1, count, spec.window), spec.hop)
+    weight = fourier.overlapped((window**2).expand(1, count, -1), spec.hop)
     return (total / weight.clamp(min=1e-3))[:, :length].reshape(*lead, length)
-
-
-def _added(frames: torch.Tensor, hop: int) -> torch.Tensor:
-    """(b, L, window) at ``hop`` -> (b, n), filled up to whole hops. Hop by hop, so that what is written lies together."""
-    pieces = -(-frames.shape[-1] // hop)
-    parts = torch.nn.functional.pad(frames, (0, pieces * hop - frames.shape[-1])).unflatten(-1, (pieces, hop))
-    total = frames.new_zeros(len(frames), frames.shape[1] + pieces - 1, hop)
-    for i in range(pieces):
-        total[:, i : i + frames.shape[1]] += parts[:, :, i]
-    return total.flatten(1)
 
 
 def _unmel(magnitudes: torch.Tensor, spec: MelSpec, steps: int = 100) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks import fourier
 from models.blocks.console.layout import Layout, Section
 from models.blocks.console.settings import Settings, from_turns
 from models.diff_mst.config import EncoderShape, ModelConfig
@@ -64,13 +65,12 @@ class SpectrogramEncoder(nn.Module):
         if wave.shape[-1] < self.shape.shortest:
             raise ValueError(f"{wave.shape[-1]} samples are too short for an encoder that needs {self.shape.shortest}")
         with torch.autocast(wave.device.type, enabled=False):
-            spectrum = torch.stft(
-                wave.float(), self.shape.window, self.shape.hop, window=self.window, return_complex=True
+            frames = fourier.windowed(
+                fourier.beyond(wave.float(), self.shape.window // 2), self.window, self.shape.hop
             )
-            power = spectrum.real.square() + spectrum.imag.square()
-            picture = (power + 1e-8) ** (COMPRESSION / 2)
-        beside = 0.0 if self.long_term is None else self.long_term(power.transpose(-1, -2))
-        x = picture.transpose(-1, -2)[:, None]  # (b, 1, L, F)
+            power = fourier.powers(frames)
+            x = ((power + 1e-8) ** (COMPRESSION / 2))[:, None]  # (b, 1, L, F)
+        beside = 0.0 if self.long_term is None else self.long_term(power)
         for block in self.blocks:
             x = block(x)
         x = x.mean(-1)

@@ -46,7 +46,7 @@ def bark_spectrum(wave: Tensor, sample_rate: int) -> Tensor:
     short = BARK_WINDOW - wave.shape[-1]
     if short > 0:
         wave = torch.nn.functional.pad(wave, (0, short))
-    mean = magnitudes(wave, BARK_WINDOW, BARK_WINDOW // 2).mean(-1) / (BARK_WINDOW / 2)
+    mean = magnitudes(wave, BARK_WINDOW, BARK_WINDOW // 2).mean(-2) / (BARK_WINDOW / 2)
     return (mean @ _bands(sample_rate, wave.dtype, wave.device)).clamp(min=QUIET / 10).log()
 
 

@@ -213,7 +213,7 @@ def test_knobs_move_in_straight_lines_and_hold_after_the_last_setting():
 
 
 def test_a_long_signal_is_the_same_in_blocks(monkeypatch):
-    console, wave, settings = Console(VOICE), bursts(30000), busy(VOICE)
+    console, wave, settings = Console(VOICE), bursts(120000), busy(VOICE)
     whole = console(wave, settings).mix
     monkeypatch.setattr(convolution, "BLOCK", 7000)
     assert torch.allclose(console(wave, settings).mix, whole, atol=1e-9)
