@@ -77,6 +77,7 @@ C1 = 32.70319566257483  # Hz
 CQT = CqtSpec(sample_rate=22050, bins=84, bins_per_octave=12, f_min=C1, hop=64)
 CHROMA_BAND = (110.0, 3520.0)  # Hz
 CHROMA_FLOOR = 1e-8  # of power: the root has a gradient
+NO_CQT = "a CQT needs a waveform of finite numbers, with one sample at least"
 CQT_CHUNK = 8192  # frames computed at a time; bounds the memory of a long recording
 CQT_BAND = 32  # a wavelet's spectrum is kept up to this many bins of its own length from its centre: -97 dB
 
@@ -159,8 +160,11 @@ def parted(wave: torch.Tensor, log_mels: torch.Tensor, spec: MelSpec) -> torch.T
 def log_cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     """(..., n) -> (..., 2, B, L): natural logarithm of the magnitude above ``spec.floor``, and the phase in radians (0 at the floor).
 
-    Raises ValueError as ``cqt`` does.
+    What is prepared and what is listened to. Raises ValueError for an empty waveform and for numbers that are none; there is no other
+    failure, and never a substitute.
     """
+    if not bool(torch.isfinite(wave).all()):
+        raise ValueError(NO_CQT)
     transform = cqt(wave, spec)
     magnitude = transform.abs()
     phase = torch.where(magnitude > spec.floor, transform.angle(), torch.zeros_like(magnitude))
@@ -172,10 +176,11 @@ def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     """(..., n) waveform at ``spec.sample_rate`` -> complex (..., B, L), L = 1 + n // hop.
 
     Every bin is one product of spectra, folded to the frame rate before it is transformed back: exact, without decimation. Raises
-    ValueError for an empty waveform and for numbers that are none; there is no other failure, and never a substitute.
+    ValueError for an empty waveform. Of a waveform with NaN or infinity in it nothing is a number: to ask would make the host wait for the
+    device (``log_cqt`` asks).
     """
-    if wave.shape[-1] == 0 or not bool(torch.isfinite(wave).all()):
-        raise ValueError("a CQT needs a waveform of finite numbers, with one sample at least")
+    if wave.shape[-1] == 0:
+        raise ValueError(NO_CQT)
     frames = 1 + wave.shape[-1] // spec.hop
     reach = math.ceil((spec.lengths[0] / 2 + 1) / spec.hop) * spec.hop
     flat = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (reach, reach + spec.hop))

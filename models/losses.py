@@ -53,10 +53,7 @@ def multi_resolution_octaves(
     found = []
     for window, count in resolutions:
         bank = _octaves(count, window, sample_rate, one.dtype, one.device)
-        ours, theirs = (
-            (powers(wave, window, window // 4) @ bank).clamp(min=FAINT).log() / 2
-            for wave in (one, target)
-        )
+        ours, theirs = ((powers(wave, window, window // 4) @ bank).clamp(min=FAINT).log() / 2 for wave in (one, target))
         found.append((ours - theirs).abs().mean((1, 2, 3)))
     return torch.stack(found).mean(0)
 

@@ -65,9 +65,7 @@ class SpectrogramEncoder(nn.Module):
         if wave.shape[-1] < self.shape.shortest:
             raise ValueError(f"{wave.shape[-1]} samples are too short for an encoder that needs {self.shape.shortest}")
         with torch.autocast(wave.device.type, enabled=False):
-            frames = fourier.windowed(
-                fourier.beyond(wave.float(), self.shape.window // 2), self.window, self.shape.hop
-            )
+            frames = fourier.windowed(fourier.beyond(wave.float(), self.shape.window // 2), self.window, self.shape.hop)
             power = fourier.powers(frames)
             x = ((power + 1e-8) ** (COMPRESSION / 2))[:, None]  # (b, 1, L, F)
         beside = 0.0 if self.long_term is None else self.long_term(power)

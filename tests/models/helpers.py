@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.configs import PairsLink, load_link, load_named
 from models import registry
@@ -46,6 +47,24 @@ def build(config: RunConfig, seed: int = 0) -> TrainModule:
     torch.manual_seed(seed)
     kind = registry.part(config.model, "train_module").TrainModule
     return kind(config, kind.typical_data(config))
+
+
+# What makes the host wait for the device: it has to know the outcome before it can go on.
+WAITS = {"_local_scalar_dense", "equal", "nonzero", "_unique2", "masked_select"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in WAITS:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
 
 
 class PlainEngine:

@@ -143,7 +143,9 @@ class Console:
 
     def _echoes(self, sent: Tensor, bus: Knobs, spacing: int | None) -> Tensor:
         time, feedback, damping = (bus[f"echo_{what}"] for what in ("time", "feedback", "damping"))
-        longest = next(knob.high for knob in self.layout.bus if knob.name == "echo_time")  # not this one: it is on the device
+        longest = next(
+            knob.high for knob in self.layout.bus if knob.name == "echo_time"
+        )  # not this one: it is on the device
         tail = min(sent.shape[-1], round(space.ECHOES * longest / 1000 * self.layout.sample_rate))
 
         def response(k: int, size: int) -> Tensor:

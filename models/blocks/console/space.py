@@ -43,8 +43,8 @@ def banded_noise(sample_rate: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def reverb_impulse(gains: Tensor, decays: Tensor, sample_rate: int) -> Tensor:
-    """Gains in dB and seconds to -60 dB, (..., 12) each, or (..., 1) where all bands have the same -> (..., 2, R), each channel of energy 1:
-    how loud it is says the send."""
+    """Gains in dB and seconds to -60 dB, (..., 12) each, or (..., 1) of all bands -> (..., 2, R), each channel of energy 1: how loud it is
+    says the send."""
     noise = banded_noise(sample_rate, gains.dtype, gains.device)
     if gains.shape[-1] == 1:
         noise = noise.sum(1, keepdim=True)
