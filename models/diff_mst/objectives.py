@@ -74,5 +74,6 @@ def distances(mix: Tensor, like: Tensor, sample_rate: int, weights: Weights) -> 
 
 
 def weighted(found: dict[str, Tensor], weights: Weights) -> Tensor:
-    """(B,): the sum of all distances by their weights."""
-    return torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum(0)
+    """(B,): the sum of all distances by their weights. What has none is only told, so no gradient goes through it."""
+    heavy = {name: value for name, value in found.items() if getattr(weights, name)} or found
+    return torch.stack([getattr(weights, name) * value for name, value in heavy.items()]).sum(0)
