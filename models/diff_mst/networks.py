@@ -17,6 +17,7 @@ from models.blocks.console.settings import Settings, from_turns
 from models.diff_mst.config import EncoderShape, ModelConfig
 from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
 
+FEW = 8  # channels
 COMPRESSION = 0.3  # exponent of the magnitudes
 EDGE = 0.03  # a knob that starts at its end starts so far from it, where a sigmoid still moves
 SOUNDING = 1e-4  # of the loudest frame's power, -40 dB: what counts as a frame that sounds
@@ -38,8 +39,10 @@ class ConvBlock(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        for convolve, normalise in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = convolve(x.contiguous(memory_format=torch.channels_last))
+            # a norm over few channels takes three times as long where those lie next to one another
+            x = F.relu(normalise(x.contiguous() if x.shape[1] < FEW else x))
         return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 
 
@@ -69,7 +72,9 @@ class SpectrogramEncoder(nn.Module):
             power = fourier.powers(frames)
             picture = (power + 1e-8) ** (COMPRESSION / 2)
         beside = 0.0 if self.long_term is None else self.long_term(power)
-        x = picture[..., None].movedim(-1, 1)  # (b, 1, L, F), its channels last in memory, and so it stays: a fifth faster on a CPU
+        x = picture[..., None].movedim(
+            -1, 1
+        )  # (b, 1, L, F), channels last in memory, and so it stays: a fifth faster on a CPU
         for block in self.blocks:
             x = block(x)
         x = x.mean(-1)

@@ -41,3 +41,14 @@ def test_an_stft_is_torchs(mode):
     wave, window = drawn(2, 3, 500), torch.hann_window(64)
     theirs = torch.stft(wave.flatten(0, 1), 64, 16, window=window, return_complex=True, pad_mode=mode)
     assert torch.equal(fourier.stft(wave, window, 16, mode).transpose(-1, -2).flatten(0, 1), theirs)
+
+
+def test_fast_sizes_hold_what_they_are_for_and_hardly_more():
+    for samples in (1, 2, 7, 127, 128, 5000, 82752, 120484, 262144, 592213):
+        size = fourier.fast_size(samples)
+        assert samples <= size <= 1.12 * samples + 1
+        for factor in (2, 3, 5):
+            while size % factor == 0:
+                size //= factor
+        assert size == 1
+    assert fourier.fast_size(120484) == 122880

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
-from models.blocks.fourier import rfft
+from models.blocks.fourier import fast_size, rfft
 
 BLOCK = (
     1 << 17
@@ -78,5 +77,5 @@ def _kept(response: Response) -> Response:
 def _filtered(piece: Tensor, response: Response, k: int, tail: int) -> Tensor:
     """(..., m) -> (..., m + tail)."""
     full = piece.shape[-1] + tail
-    size = next_fast_len(full, real=True)
+    size = fast_size(full)
     return torch.fft.irfft(rfft(piece, size) * response(k, size), size)[..., :full]
