@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,29 @@ class Waits(TorchDispatchMode):
         if name in WAITS:
             self.found.add(name)
         return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def channels_last_wanted(module: nn.Module) -> Iterator[list[str]]:
+    """The names of convolutions on two axes whose input does not lie with its channels last in memory, as they are called."""
+    apart: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not inputs[0].is_contiguous(memory_format=torch.channels_last):
+                apart.append(name)
+
+        return hook
+
+    handles = [
+        part.register_forward_pre_hook(look(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    assert handles, "there is no convolution on two axes"
+    yield apart
+    for handle in handles:
+        handle.remove()
 
 
 class PlainEngine:
