@@ -176,7 +176,7 @@ class UNet(nn.Module):
         passed, noisy = [], x
         if (
             x.ndim == 4
-        ):  # channels last in memory, and so it stays: a fifth faster on a CPU (on one axis nothing is gained)
+        ):  # in memory channels come last from here on: a fifth faster on a CPU; on one axis nothing is gained
             x = x.contiguous(memory_format=torch.channels_last)
         for stage in self.input_blocks:
             x = self._through(stage, x, embedding)
