@@ -29,7 +29,8 @@ lint: setup
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 
-bench: setup
+bench:
+	@$(PYTHON) jobs/setup_env.py bench
 	@$(VENV)/python -m benchmarks
 
 # What was executed lies in build/; CD4MT_TRACKS and CD4MT_STEPS make it more than a try.

@@ -10,7 +10,6 @@ Python. One thread; the contenders take turns.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import librosa
@@ -19,30 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rows import Row, amount, hand_over, ratios
+from benchmarks.turns import CLOCKS, in_turns
 from jobs.configs import load_named
 from jobs.describe import build
 from models.features import CQT, cqt
 from pipeline.errors import run_command
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-WARM = 2  # rounds that are not counted
 TRACKS = 4  # drawn at once
 # Config, steps, and calls of the network: Heun's method asks twice a step, but once at the last; a consistency model once a level.
 SAMPLERS = (("cd4mt_demo_edm", 8, 15), ("cd4mt_demo", 2, 2))
-
-Work = Callable[[], object]
-
-
-def in_turns(ours: Work, theirs: Work, rounds: int, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """Seconds of each, round by round."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for number in range(WARM + rounds):
-        order = ((ours, found[0]), (theirs, found[1]))
-        for work, times in order if number % 2 else order[::-1]:
-            began = clock()
-            work()
-            times.append(clock() - began)
-    return found[0][WARM:], found[1][WARM:]
 
 
 def transform(seconds: int, rounds: int, clock: Callable[[], float]) -> Row:

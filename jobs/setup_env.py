@@ -1,4 +1,4 @@
-"""Make `.venv` for the demo or for everything: `python3 jobs/setup_env.py demo|all`. `make` calls this.
+"""Make `.venv` for the demo, for everything, or for benchmarks too: `python3 jobs/setup_env.py demo|all|bench`. `make` calls this.
 
 Standard library only, and old syntax on purpose: it must be able to tell a Python that is too old that it is.
 Harmless when repeated: nothing is done where the environment already is what constraints and pyproject ask for.
@@ -13,7 +13,11 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 OLDEST = (3, 11)
-EXTRAS = {"demo": "", "all": "[dashboard,codecs,cluster,dev]"}
+EXTRAS = {  # each holds those before it
+    "demo": "",
+    "all": "[dashboard,codecs,cluster,dev]",
+    "bench": "[dashboard,codecs,cluster,dev,bench]",
+}
 
 
 def give_up(sentence):
@@ -89,10 +93,10 @@ def free_torchaudio_from_cuda(python):
 def main():
     target = sys.argv[1] if len(sys.argv) == 2 else ""
     if target not in EXTRAS:
-        give_up("say which environment: python3 jobs/setup_env.py demo, or: python3 jobs/setup_env.py all")
+        give_up("say which environment: python3 jobs/setup_env.py demo, all or bench")
     python = os.path.join(VENV, "bin", "python")
     marker = os.path.join(VENV, "made-for-%s")
-    for made in ("all", target):  # what was made for everything serves the demo, too
+    for made in list(EXTRAS)[list(EXTRAS).index(target) :]:  # what was made for everything serves the demo, too
         path = marker % made
         if os.path.exists(path):
             with open(path) as file:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from models.blocks import fourier
 from models.blocks.precision import full_precision, kept_for_all
 
 PHASE_SEED = 20240810  # Griffin-Lim starts from fixed random phases: the same mel gives the same waveform
@@ -76,6 +77,7 @@ C1 = 32.70319566257483  # Hz
 CQT = CqtSpec(sample_rate=22050, bins=84, bins_per_octave=12, f_min=C1, hop=64)
 CHROMA_BAND = (110.0, 3520.0)  # Hz
 CHROMA_FLOOR = 1e-8  # of power: the root has a gradient
+NO_CQT = "a CQT needs a waveform of finite numbers, with one sample at least"
 CQT_CHUNK = 8192  # frames computed at a time; bounds the memory of a long recording
 CQT_BAND = 32  # a wavelet's spectrum is kept up to this many bins of its own length from its centre: -97 dB
 
@@ -158,8 +160,11 @@ def parted(wave: torch.Tensor, log_mels: torch.Tensor, spec: MelSpec) -> torch.T
 def log_cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     """(..., n) -> (..., 2, B, L): natural logarithm of the magnitude above ``spec.floor``, and the phase in radians (0 at the floor).
 
-    Raises ValueError as ``cqt`` does.
+    What is prepared and what is listened to. Raises ValueError for an empty waveform and for numbers that are none; there is no other
+    failure, and never a substitute.
     """
+    if not bool(torch.isfinite(wave).all()):
+        raise ValueError(NO_CQT)
     transform = cqt(wave, spec)
     magnitude = transform.abs()
     phase = torch.where(magnitude > spec.floor, transform.angle(), torch.zeros_like(magnitude))
@@ -171,10 +176,11 @@ def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
     """(..., n) waveform at ``spec.sample_rate`` -> complex (..., B, L), L = 1 + n // hop.
 
     Every bin is one product of spectra, folded to the frame rate before it is transformed back: exact, without decimation. Raises
-    ValueError for an empty waveform and for numbers that are none; there is no other failure, and never a substitute.
+    ValueError for an empty waveform. Of a waveform with NaN or infinity in it nothing is a number: to ask would make the host wait for the
+    device (``log_cqt`` asks).
     """
-    if wave.shape[-1] == 0 or not bool(torch.isfinite(wave).all()):
-        raise ValueError("a CQT needs a waveform of finite numbers, with one sample at least")
+    if wave.shape[-1] == 0:
+        raise ValueError(NO_CQT)
     frames = 1 + wave.shape[-1] // spec.hop
     reach = math.ceil((spec.lengths[0] / 2 + 1) / spec.hop) * spec.hop
     flat = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (reach, reach + spec.hop))
@@ -189,7 +195,7 @@ def cqt(wave: torch.Tensor, spec: CqtSpec = CQT) -> torch.Tensor:
 def _cqt_piece(wave: torch.Tensor, spec: CqtSpec) -> torch.Tensor:
     """(b, n) -> complex (b, B, K), frame k centred on sample k * hop, those near the ends reaching around them."""
     folded = 1 << max(0, math.ceil(wave.shape[-1] / spec.hop) - 1).bit_length()
-    spectrum = torch.fft.rfft(wave, n=folded * spec.hop)
+    spectrum = fourier.rfft(wave, folded * spec.hop)
     bins = []
     for low, wavelet in _wavelets(spec, folded, spectrum.dtype, wave.device):
         product = spectrum[:, low : low + len(wavelet)] * wavelet
@@ -232,12 +238,10 @@ def stft_chroma(wave: torch.Tensor, sample_rate: int, window: int) -> torch.Tens
     An STFT folded over five octaves (110 to 3520 Hz): coarse in the bass, but cheap, differentiable, and enough to learn by; for figures
     fold a ``cqt``. Each bin counts for the two semitones that it lies between.
     """
-    flat = wave.reshape(-1, wave.shape[-1])
     taper = torch.hann_window(window, dtype=wave.dtype, device=wave.device)
-    spectrum = torch.stft(flat, window, window // 4, window=taper, return_complex=True, pad_mode="constant")
-    power = spectrum.real.square() + spectrum.imag.square()
-    folded = _pitch_classes(sample_rate, window, wave.dtype, wave.device) @ power.clamp_min(CHROMA_FLOOR).sqrt()
-    return folded.reshape(*wave.shape[:-1], *folded.shape[-2:])
+    frames = fourier.windowed(fourier.beyond(wave, window // 2, "constant"), taper, window // 4)
+    magnitudes = fourier.powers(frames).clamp_min(CHROMA_FLOOR).sqrt()
+    return (magnitudes @ _pitch_classes(sample_rate, window, wave.dtype, wave.device).T).transpose(-1, -2)
 
 
 @kept_for_all
@@ -265,8 +269,7 @@ def _mirrored(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     """(..., n) -> complex (..., L, window // 2 + 1), no padding."""
-    frames = wave.unfold(-1, spec.window, spec.hop)
-    return torch.fft.rfft(frames * _hann(spec, wave.dtype, wave.device))
+    return fourier.rfft(fourier.windowed(wave, _hann(spec, wave.dtype, wave.device), spec.hop), spec.window)
 
 
 def _overlap_add(spectrum: torch.Tensor, spec: MelSpec) -> torch.Tensor:
@@ -275,19 +278,9 @@ def _overlap_add(spectrum: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     frames = torch.fft.irfft(spectrum, n=spec.window) * window
     lead, count = frames.shape[:-2], frames.shape[-2]
     length = (count - 1) * spec.hop + spec.window
-    total = _added(frames.reshape(-1, count, spec.window), spec.hop)
-    weight = _added((window**2).expand(1, count, -1), spec.hop)
+    total = fourier.overlapped(frames.reshape(-1, count, spec.window), spec.hop)
+    weight = fourier.overlapped((window**2).expand(1, count, -1), spec.hop)
     return (total / weight.clamp(min=1e-3))[:, :length].reshape(*lead, length)
-
-
-def _added(frames: torch.Tensor, hop: int) -> torch.Tensor:
-    """(b, L, window) at ``hop`` -> (b, n), filled up to whole hops. Hop by hop, so that what is written lies together."""
-    pieces = -(-frames.shape[-1] // hop)
-    parts = torch.nn.functional.pad(frames, (0, pieces * hop - frames.shape[-1])).unflatten(-1, (pieces, hop))
-    total = frames.new_zeros(len(frames), frames.shape[1] + pieces - 1, hop)
-    for i in range(pieces):
-        total[:, i : i + frames.shape[1]] += parts[:, :, i]
-    return total.flatten(1)
 
 
 def _unmel(magnitudes: torch.Tensor, spec: MelSpec, steps: int = 100) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.blocks import fourier
 from models.blocks.precision import full_precision, kept_for_all
 from models.features import octave_bands
 
@@ -52,20 +53,20 @@ def multi_resolution_octaves(
     found = []
     for window, count in resolutions:
         bank = _octaves(count, window, sample_rate, one.dtype, one.device)
-        ours, theirs = (
-            (magnitudes(wave, window, window // 4).square().transpose(-1, -2) @ bank).clamp(min=FAINT).log() / 2
-            for wave in (one, target)
-        )
+        ours, theirs = ((powers(wave, window, window // 4) @ bank).clamp(min=FAINT).log() / 2 for wave in (one, target))
         found.append((ours - theirs).abs().mean((1, 2, 3)))
     return torch.stack(found).mean(0)
 
 
 def magnitudes(wave: Tensor, window: int, hop: int) -> Tensor:
-    """(..., n) -> (..., F, L) magnitudes of a centred Hann STFT, none below the root of POWER_FLOOR."""
-    flat = wave.reshape(-1, wave.shape[-1])
-    spectrum = torch.stft(flat, window, hop, window=_hann(window, wave.dtype, wave.device), return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()
-    return power.clamp(min=POWER_FLOOR).sqrt().reshape(*wave.shape[:-1], *power.shape[-2:])
+    """(..., n) -> (..., L, F) magnitudes of a centred Hann STFT, none below the root of POWER_FLOOR."""
+    return powers(wave, window, hop).sqrt()
+
+
+def powers(wave: Tensor, window: int, hop: int) -> Tensor:
+    """(..., n) -> (..., L, F) their squares."""
+    frames = fourier.windowed(fourier.beyond(wave, window // 2), _hann(window, wave.dtype, wave.device), hop)
+    return fourier.powers(frames).clamp(min=POWER_FLOOR)
 
 
 @kept_for_all

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,18 @@ def test_no_two_test_files_have_one_name():
     """pytest takes them for one module, and leaves one of them out."""
     names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_the_readme_shows_every_module_where_it_lies():
+    """By its name, or by a pattern such as ``demo_*.py``; models' systems are folders with a README each."""
+    tree = (ROOT / "README.md").read_text()
+    for folder in FOLDERS:
+        begin = tree.index(f"\n    {folder}/")
+        part = re.split(r"\n    \S", tree[begin + 1 :], maxsplit=1)[0]
+        shown = re.findall(r"[\w*/]+\.py", part)
+        hidden = [
+            path.name
+            for path in sorted((ROOT / folder).glob("*.py"))
+            if path.name != "__init__.py" and not any(fnmatch(path.name, pattern) for pattern in shown)
+        ]
+        assert not hidden, f"the tree in README.md lacks in {folder}/: {', '.join(hidden)}"

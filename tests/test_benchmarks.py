@@ -1,9 +1,15 @@
 """What benchmarks hand over, and the one table that is made of it."""
 
+import itertools
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from benchmarks.__main__ import Run, markdown, names, run
 from benchmarks.rows import FOLDER, Row, amount, hand_over, handed_over, ratios
+from benchmarks.turns import in_turns
 
 COST = Row("a step", "402 us", "bare loop: 41 us", [361e-6, 358e-6, 402e-6], "s", at_most=300e-6)
 SHARE = Row("waiting", "ours", "a step", [0.0098, 0.0101, 0.2], "%", at_most=0.02)
@@ -37,5 +43,31 @@ def test_one_that_fails_is_told_by_its_last_words_and_hides_no_other(tmp_path):
 
 
 def test_all_that_hand_rows_over_are_run():
-    assert {"loader", "trainer", "checkpoint", "launch", "prepare", "sync", "mirror"} <= set(names())
-    assert not {"rows", "__main__", "flac_stage"} & set(names())
+    assert {"loader", "trainer", "checkpoint", "launch", "prepare", "sync", "mirror", "console", "parts"} <= set(
+        names()
+    )
+    assert not {"rows", "__main__", "flac_stage", "turns"} & set(names())
+
+
+def test_contenders_take_turns_and_the_first_rounds_do_not_count():
+    played, ticks = [], itertools.count()
+    ours, theirs = in_turns(lambda: played.append("a"), lambda: played.append("b"), 2, lambda: next(ticks), warm=1)
+    assert played == ["b", "a", "a", "b", "b", "a"] and ours == theirs == [1, 1]
+
+
+@pytest.mark.skipif(
+    find_spec("dasp_pytorch") is not None, reason="dasp-pytorch is installed: its reverb takes a minute"
+)
+def test_without_its_rival_the_console_says_so_and_hands_over_the_rest(tmp_path):
+    done = run("console", ["--seconds", "1", "--rounds", "1"], tmp_path / "log")
+    assert done.failure is None and [row.what for row in done.rows] == ["console: equaliser of 6 bands, 1 s"]
+    assert "dasp-pytorch is not installed" in (tmp_path / "log").read_text()
+
+
+def test_what_only_benchmarks_need_is_pinned_and_in_no_other_environment():
+    root = Path(__file__).resolve().parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    rivals = set(project["optional-dependencies"]["bench"])
+    pinned = {line.split("==")[0] for line in (root / "constraints.txt").read_text().splitlines() if "==" in line}
+    others = [words for name, words in project["optional-dependencies"].items() if name != "bench"]
+    assert rivals and rivals <= pinned and not rivals & {*project["dependencies"], *itertools.chain(*others)}

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks import fourier
 from models.blocks.console.layout import Layout, Section
 from models.blocks.console.settings import Settings, from_turns
 from models.diff_mst.config import EncoderShape, ModelConfig
 from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
 
+FEW = 8  # channels
 COMPRESSION = 0.3  # exponent of the magnitudes
 EDGE = 0.03  # a knob that starts at its end starts so far from it, where a sigmoid still moves
 SOUNDING = 1e-4  # of the loudest frame's power, -40 dB: what counts as a frame that sounds
@@ -38,8 +40,10 @@ class ConvBlock(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        for convolve, normalise in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = convolve(x.contiguous(memory_format=torch.channels_last))
+            # a norm over few channels takes three times as long where those lie next to one another
+            x = F.relu(normalise(x.contiguous() if x.shape[1] < FEW else x))
         return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 
 
@@ -65,13 +69,13 @@ class SpectrogramEncoder(nn.Module):
         if wave.shape[-1] < self.shape.shortest:
             raise ValueError(f"{wave.shape[-1]} samples are too short for an encoder that needs {self.shape.shortest}")
         with torch.autocast(wave.device.type, enabled=False):
-            spectrum = torch.stft(
-                wave.float(), self.shape.window, self.shape.hop, window=self.window, return_complex=True
-            )
-            power = spectrum.real.square() + spectrum.imag.square()
+            frames = fourier.windowed(fourier.beyond(wave.float(), self.shape.window // 2), self.window, self.shape.hop)
+            power = fourier.powers(frames)
             picture = (power + 1e-8) ** (COMPRESSION / 2)
-        beside = 0.0 if self.long_term is None else self.long_term(power.transpose(-1, -2))
-        x = picture.transpose(-1, -2)[:, None]  # (b, 1, L, F)
+        beside = 0.0 if self.long_term is None else self.long_term(power)
+        x = picture[..., None].movedim(
+            -1, 1
+        )  # (b, 1, L, F), channels last in memory, and so it stays: a fifth faster on a CPU
         for block in self.blocks:
             x = block(x)
         x = x.mean(-1)

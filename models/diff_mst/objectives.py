@@ -46,7 +46,7 @@ def bark_spectrum(wave: Tensor, sample_rate: int) -> Tensor:
     short = BARK_WINDOW - wave.shape[-1]
     if short > 0:
         wave = torch.nn.functional.pad(wave, (0, short))
-    mean = magnitudes(wave, BARK_WINDOW, BARK_WINDOW // 2).mean(-1) / (BARK_WINDOW / 2)
+    mean = magnitudes(wave, BARK_WINDOW, BARK_WINDOW // 2).mean(-2) / (BARK_WINDOW / 2)
     return (mean @ _bands(sample_rate, wave.dtype, wave.device)).clamp(min=QUIET / 10).log()
 
 
@@ -74,5 +74,6 @@ def distances(mix: Tensor, like: Tensor, sample_rate: int, weights: Weights) -> 
 
 
 def weighted(found: dict[str, Tensor], weights: Weights) -> Tensor:
-    """(B,): the sum of all distances by their weights."""
-    return torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum(0)
+    """(B,): the sum of all distances by their weights. What has none is only told, so no gradient goes through it."""
+    heavy = {name: value for name, value in found.items() if getattr(weights, name)} or found
+    return torch.stack([getattr(weights, name) * value for name, value in heavy.items()]).sum(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from models.blocks import fourier
 from models.blocks.precision import full_precision
 from models.jingle_d.config import AudioDiscriminatorShape, LatentDiscriminatorShape, StyleShape
 
@@ -82,8 +83,8 @@ class StftDiscriminator(nn.Module):
     def _spectrum(self, wave: Tensor) -> Tensor:
         """(B, n) -> (B, 2, T, F): real and imaginary part, of unit power for noise of unit power."""
         window = torch.hann_window(self.window, device=wave.device)
-        found = torch.stft(wave.float(), self.window, self.window // 4, window=window, return_complex=True)
-        return torch.view_as_real(found / window.norm()).permute(0, 3, 2, 1)
+        found = fourier.stft(wave.float(), window, self.window // 4)
+        return torch.view_as_real(found / window.norm()).permute(0, 3, 1, 2)
 
 
 class AudioDiscriminator(nn.Module):

@@ -8,6 +8,7 @@ import torch
 
 from models import features
 from models.features import AUDIOLDM2, CQT, SIMPLE, cqt, log_cqt, log_mel, mel, waveform
+from tests.models.helpers import Waits
 
 SPECS = pytest.mark.parametrize("spec", [SIMPLE, AUDIOLDM2], ids=["simple", "audioldm2"])
 
@@ -167,8 +168,20 @@ def test_log_cqt_is_magnitude_and_phase():
     assert not silent[1].any()
 
 
+def test_a_cqt_does_not_make_the_host_wait_for_the_device():
+    wave = torch.zeros(2, 4000)
+    cqt(wave)  # its wavelets are made once
+    with Waits() as waits:
+        cqt(wave)
+    assert waits.found == set()
+
+
 def test_a_failed_cqt_is_an_error_and_never_zeros():
-    for wave in (torch.zeros(0), torch.tensor([0.0, float("nan")] * 1000), torch.full((1000,), float("inf"))):
+    strange = (torch.tensor([0.0] * 1999 + [float("nan")]), torch.full((1000,), float("inf")))
+    for wave in (torch.zeros(0), *strange):
         with pytest.raises(ValueError, match="finite numbers"):
-            cqt(wave)
+            log_cqt(wave)
+    with pytest.raises(ValueError, match="finite numbers"):
+        cqt(torch.zeros(0))
+    assert all(cqt(wave).isnan().all() for wave in strange)
     assert cqt(torch.ones(1)).shape == (84, 1)

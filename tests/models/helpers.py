@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.configs import PairsLink, load_link, load_named
 from models import registry
@@ -46,6 +47,47 @@ def build(config: RunConfig, seed: int = 0) -> TrainModule:
     torch.manual_seed(seed)
     kind = registry.part(config.model, "train_module").TrainModule
     return kind(config, kind.typical_data(config))
+
+
+# What makes the host wait for the device: it has to know the outcome before it can go on.
+WAITS = {"_local_scalar_dense", "equal", "nonzero", "_unique2", "masked_select"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in WAITS:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def channels_last_wanted(module: nn.Module) -> Iterator[list[str]]:
+    """The names of convolutions on two axes whose input does not lie with its channels last in memory, as they are called."""
+    apart: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not inputs[0].is_contiguous(memory_format=torch.channels_last):
+                apart.append(name)
+
+        return hook
+
+    handles = [
+        part.register_forward_pre_hook(look(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    assert handles, "there is no convolution on two axes"
+    yield apart
+    for handle in handles:
+        handle.remove()
 
 
 class PlainEngine:

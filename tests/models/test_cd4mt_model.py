@@ -19,7 +19,7 @@ from models.cd4mt.train_module import TrainModule
 from pipeline.errors import UserError
 from pipeline.recompute import compute_again
 from tests.models.cd4mt_data import TINY
-from tests.models.helpers import CONFIGS, PlainEngine, build, load, train
+from tests.models.helpers import CONFIGS, PlainEngine, build, channels_last_wanted, load, train
 
 OBJECTIVES = {
     "edm": ("model.objective=edm",),
@@ -57,6 +57,13 @@ def test_the_full_size_is_four_stems_of_127_frames():
         module = build(config)
         noisy, sigma = torch.empty(4, 4, 64, 127), torch.empty(4)
     assert module.denoiser(noisy, sigma).shape == (4, 4, 64, 127)
+
+
+def test_a_map_keeps_its_channels_last_all_the_way():
+    module = build(tiny("ect", "model.layout=map"))
+    with channels_last_wanted(module) as apart:
+        module.training_step(module.example_batch(2), 1)
+    assert apart == []
 
 
 @pytest.mark.parametrize("kind", ["time", "map"])

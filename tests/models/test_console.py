@@ -14,6 +14,7 @@ from models.blocks.console import convolution, dynamics, filters, space
 from models.blocks.console.console import Console, equaliser_sections
 from models.blocks.console.layout import Layout
 from models.blocks.console.settings import along, from_turns, named, start_settings, to_turns
+from tests.models.helpers import Waits
 
 RATE = 48000
 EVERYTHING = Layout(sample_rate=RATE, tracks=2, high_pass=True, de_esser=True, echo=True)
@@ -184,6 +185,17 @@ def test_single_precision_is_enough_and_nothing_wider_is_needed():
     assert error < -70, error
 
 
+@pytest.mark.parametrize("spacing", [None, 12000])
+def test_no_rendering_makes_the_host_wait_for_the_device(spacing):
+    settings = {n: v.expand(-1, -1, 3 if spacing and n != "bus" else 1, -1) for n, v in busy(EVERYTHING).items()}
+    console, wave = Console(EVERYTHING), bursts(30000, 2)
+    console(wave, settings, spacing)  # tables are made once
+    leaves = {n: v.clone().requires_grad_() for n, v in settings.items()}
+    with Waits() as waits:
+        console(wave, leaves, spacing).mix.square().mean().backward()
+    assert waits.found == set()
+
+
 def test_a_reverb_is_as_loud_as_its_send_and_as_long_as_its_decay():
     gains, decays = torch.zeros(1, 12), torch.full((1, 12), 1.2)
     impulse = space.reverb_impulse(gains, decays, RATE)[0]
@@ -213,7 +225,7 @@ def test_knobs_move_in_straight_lines_and_hold_after_the_last_setting():
 
 
 def test_a_long_signal_is_the_same_in_blocks(monkeypatch):
-    console, wave, settings = Console(VOICE), bursts(30000), busy(VOICE)
+    console, wave, settings = Console(VOICE), bursts(120000), busy(VOICE)
     whole = console(wave, settings).mix
     monkeypatch.setattr(convolution, "BLOCK", 7000)
     assert torch.allclose(console(wave, settings).mix, whole, atol=1e-9)
@@ -250,16 +262,25 @@ def test_nothing_is_delayed():
     assert mix[..., :5000].abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(("attack", "release"), [(8.0, 120.0), (5.0, 250.0), (250.0, 10.0)])
-def test_smoothing_is_the_recursion(attack, release):
-    wanted = 20 * torch.rand(3, 700, generator=torch.Generator().manual_seed(1)).double()
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 700])
+@pytest.mark.parametrize(("attack", "release"), [(1.0, 40.0), (8.0, 120.0), (5.0, 250.0), (250.0, 10.0)])
+def test_smoothing_is_the_recursion(attack, release, length, moving):
+    """Also where the two change places along the way, and where the level hardly moves, so that many steps depend on one another."""
+    wanted = 20 * torch.rand(4, 700, generator=torch.Generator().manual_seed(1)).double()
     wanted[:, 200:400] = 0.0
-    found = dynamics.smoothed(wanted, torch.tensor(attack).double(), torch.tensor(release).double(), 1.0)
-    rise, fall = np.exp(-1 / attack), np.exp(-1 / release)
-    for row, result in zip(wanted.tolist(), found, strict=True):
+    wanted[3] = 12 + 0.3 * torch.sin(torch.arange(700) / 40).double() * (torch.arange(700) % 3)
+    wanted = wanted[:, :length]
+    times = [torch.full((4, 1), ms, dtype=torch.float64) for ms in (attack, release)]
+    if moving:
+        along_way = torch.linspace(0, 1, length, dtype=torch.float64)
+        times = [a + (b - a) * along_way for a, b in zip(times, reversed(times), strict=True)]
+    found = dynamics.smoothed(wanted, *times, 1.0)
+    rises, falls = (np.broadcast_to(np.exp(-1 / ms.numpy()), wanted.shape) for ms in times)
+    for row, result, rise, fall in zip(wanted.tolist(), found, rises, falls, strict=True):
         now, by_hand = 0.0, []
-        for target in row:
-            keep = rise if target > now else fall
+        for target, up, down in zip(row, rise, fall, strict=True):
+            keep = up if target > now else down
             now = keep * now + (1 - keep) * target
             by_hand.append(now)
         np.testing.assert_allclose(result.numpy(), by_hand, rtol=1e-6, atol=1e-9)

@@ -13,18 +13,18 @@ from data_prep.demo_vocals import STYLE
 from models.blocks.console.settings import named
 from models.diff_mst import data as facts
 from models.diff_mst.baselines import Recipe
-from models.diff_mst.config import EncoderShape
+from models.diff_mst.config import EncoderShape, Weights
 from models.diff_mst.evaluate import evaluate, partners
 from models.diff_mst.generate import add_arguments, generate
 from models.diff_mst.networks import LongTermSpectrum, MixingEngineer
-from models.diff_mst.objectives import audio_features
+from models.diff_mst.objectives import audio_features, distances, weighted
 from models.diff_mst.preset import read_preset
 from models.diff_mst.truth import parameter_errors, stand, true_stand, typical
 from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
 from models.losses import multi_resolution_octaves, multi_resolution_stft
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST, sealed, unsealed
-from tests.models.helpers import build, load
+from tests.models.helpers import build, channels_last_wanted, load
 from tests.pipeline.shard_factory import write_dataset
 
 TINY = (
@@ -45,6 +45,24 @@ def one_thread():
 
 def tiny(*overrides):
     return build(load("diff_mst_demo", *TINY, *overrides))
+
+
+def test_an_encoder_keeps_its_channels_last_all_the_way():
+    """Whether its norms see few channels or many."""
+    module = tiny("model.encoder.channels=[4,8,8]")
+    with channels_last_wanted(module) as apart:
+        module.training_step(module.example_batch(2), 1)
+    assert apart == []
+
+
+def test_no_gradient_goes_through_a_feature_without_a_weight():
+    wave = (0.1 * torch.randn(1, 2, 40000, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    weights = Weights(stft=0, octaves=0, rms=1, crest=0, width=0, imbalance=0, bark=0)
+    found = distances(wave, torch.zeros(1, 2, 40000), RATE, weights)
+    found["bark"].register_hook(lambda _: pytest.fail("the bark spectrum has no weight, and a gradient"))
+    loss = weighted(found, weights)
+    loss.sum().backward()
+    assert torch.equal(loss, found["rms"]) and wave.grad.any()
 
 
 def arguments(*words):

@@ -20,6 +20,7 @@ from torch import Tensor
 from models.blocks.console import convolution, dynamics, filters, space
 from models.blocks.console.layout import Layout
 from models.blocks.console.settings import Knobs, Settings, along, named
+from models.blocks.fourier import rfft
 from models.blocks.precision import full_precision, kept_for_all
 
 RINGING = 0.7  # seconds after which the narrowest filter is silent (-60 dB at 20 Hz and Q 5)
@@ -132,7 +133,7 @@ class Console:
         rate = self.layout.sample_rate
 
         def response(k: int, size: int) -> Tensor:
-            return torch.fft.rfft(space.reverb_impulse(gains[:, k], decays[:, k], rate), size)
+            return rfft(space.reverb_impulse(gains[:, k], decays[:, k], rate), size)
 
         wet = convolution.convolve(sent, response, space.reverb_taps(rate), gains.shape[1], spacing)
         if not self.layout.reverb_mix:
@@ -142,8 +143,10 @@ class Console:
 
     def _echoes(self, sent: Tensor, bus: Knobs, spacing: int | None) -> Tensor:
         time, feedback, damping = (bus[f"echo_{what}"] for what in ("time", "feedback", "damping"))
-        longest = float(time.detach().max()) / 1000 * self.layout.sample_rate
-        tail = min(sent.shape[-1], round(space.ECHOES * longest))
+        longest = next(
+            knob.high for knob in self.layout.bus if knob.name == "echo_time"
+        )  # not this one: it is on the device
+        tail = min(sent.shape[-1], round(space.ECHOES * longest / 1000 * self.layout.sample_rate))
 
         def response(k: int, size: int) -> Tensor:
             knobs = (time[:, k], feedback[:, k], damping[:, k])
@@ -186,10 +189,10 @@ def equaliser_sections(strip: Knobs, sample_rate: int) -> Tensor:
 
 
 def _room(bus: Knobs) -> tuple[Tensor, Tensor]:
-    """Gains in dB and decays in seconds of the reverb's bands, (B, K, 12) each."""
+    """Gains in dB and decays in seconds of the reverb's bands, (B, K, 12) each, or (B, K, 1) of all of them."""
     bands = range(1, space.REVERB_BANDS + 1)
     if "reverb_decay" in bus:
-        decays = bus["reverb_decay"][..., None].expand(*bus["reverb_decay"].shape, space.REVERB_BANDS)
+        decays = bus["reverb_decay"][..., None]
         return torch.zeros_like(decays), decays
     gains, decays = (torch.stack([bus[f"reverb_{what}_{band}"] for band in bands], -1) for what in ("gain", "decay"))
     return gains, decays

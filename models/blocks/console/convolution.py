@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
+
+from models.blocks.fourier import fast_size, rfft
 
 BLOCK = (
     1 << 17
@@ -17,14 +18,14 @@ BLOCK = (
 Response = Callable[[int, int], Tensor]  # (number of the setting, size of the FFT) -> complex (..., F)
 
 
-def pieces(length: int, settings: int, spacing: int | None) -> Iterator[tuple[int, int, int]]:
-    """Setting k rules the samples from start to end: yields (k, start, end), at most two at a place, none longer than BLOCK."""
+def pieces(length: int, settings: int, spacing: int | None, block: int) -> Iterator[tuple[int, int, int]]:
+    """Setting k rules the samples from start to end: yields (k, start, end), at most two at a place, none longer than ``block``."""
     if settings == 1 or spacing is None:
-        yield from ((0, start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+        yield from ((0, start, min(start + block, length)) for start in range(0, length, block))
         return
     for k in range(settings):
         first, last = max(0, (k - 1) * spacing), length if k == settings - 1 else min((k + 1) * spacing, length)
-        yield from ((k, start, min(start + BLOCK, last)) for start in range(first, last, BLOCK))
+        yield from ((k, start, min(start + block, last)) for start in range(first, last, block))
 
 
 def weights(k: int, start: int, end: int, settings: int, spacing: int | None, like: Tensor) -> Tensor | None:
@@ -44,12 +45,12 @@ def convolve(wave: Tensor, response: Response, tail: int, settings: int = 1, spa
     Every setting filters its own share of the signal (``weights``), so a change of settings is a crossfade of what goes in: no click,
     and with equal settings exactly the filter that does not change.
     """
-    length = wave.shape[-1]
+    length, block = wave.shape[-1], max(BLOCK, tail)  # what rings for longer is not to be most of the work
     kept = _kept(response)
-    if length <= BLOCK and (settings == 1 or spacing is None):
+    if length <= block and (settings == 1 or spacing is None):
         return _filtered(wave, kept, 0, tail)[..., :length]
     total: Tensor | None = None
-    for k, start, end in pieces(length, settings, spacing):
+    for k, start, end in pieces(length, settings, spacing, block):
         share = weights(k, start, end, settings, spacing, wave)
         piece = wave[..., start:end] if share is None else wave[..., start:end] * share
         rung = _filtered(piece, kept, k, tail)[..., : length - start]
@@ -76,5 +77,5 @@ def _kept(response: Response) -> Response:
 def _filtered(piece: Tensor, response: Response, k: int, tail: int) -> Tensor:
     """(..., m) -> (..., m + tail)."""
     full = piece.shape[-1] + tail
-    size = next_fast_len(full, real=True)
-    return torch.fft.irfft(torch.fft.rfft(piece, size) * response(k, size), size)[..., :full]
+    size = fast_size(full)
+    return torch.fft.irfft(rfft(piece, size) * response(k, size), size)[..., :full]

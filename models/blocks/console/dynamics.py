@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.blocks.precision import kept_for_all
 
 FLOOR = -120.0  # dB; what a level is at least
-ROUNDS = 64  # of finding out where attack and release take turns; 5 to 10 suffice
+STRETCH = 16  # milliseconds taken together where attack and release are told apart
 
 
 def control_hop(sample_rate: int) -> int:
@@ -39,21 +39,47 @@ def reduction_wanted(level: Tensor, threshold: Tensor, ratio: Tensor, knee: Tens
 def smoothed(wanted: Tensor, attack: Tensor, release: Tensor, step_ms: float) -> Tensor:
     """(..., T) -> (..., T): y_t = k y_{t-1} + (1 - k) x_t, k by ``attack`` (ms) where x_t > y_{t-1}, else by ``release``; Eq. (16).
 
-    Which of the two holds at t depends on y: they are guessed, the recursion is solved in log T steps, and guessed again until nothing
-    changes. Every round settles the first wrong guess at least, so what stands is the recursion itself.
+    Which of the two holds at t depends on y; once that is known the recursion is linear and solved in log T steps.
     """
     rise, fall = torch.exp(-step_ms / attack), torch.exp(-step_ms / release)
-    with torch.no_grad():
-        rises = wanted > F.pad(wanted[..., :-1], (1, 0))
-        for _ in range(ROUNDS):
-            keep = torch.where(rises, rise, fall)
-            before = F.pad(_recursion(keep, (1 - keep) * wanted)[..., :-1], (1, 0))
-            again = wanted > before
-            if torch.equal(again, rises):
-                break
-            rises = again
-    keep = torch.where(rises, rise, fall)
+    keep = torch.where(_rises(wanted, rise, fall), rise, fall)
     return _recursion(keep, (1 - keep) * wanted)
+
+
+@torch.no_grad()
+def _rises(wanted: Tensor, rise: Tensor, fall: Tensor) -> Tensor:
+    """(..., T): where x_t > y_{t-1}. Exact, and always the same operations in the same shapes, so the host waits for nothing.
+
+    Every step's map of y_{t-1} to y_t grows with y_{t-1}, so a stretch's steps rise or fall by where y stood before the stretch: step t
+    rises below an edge, x_t taken back through the inverses of the steps before it, for all stretches at once. Between two edges the whole
+    stretch is one straight line, and y goes from stretch to stretch by those.
+    """
+    x, rise, fall = (_stretches(v) for v in torch.broadcast_tensors(wanted, rise, fall))  # (..., M, STRETCH)
+    edges = x.clone()
+    for i in reversed(range(STRETCH - 1)):
+        here, up, down, later = x[..., i : i + 1], rise[..., i : i + 1], fall[..., i : i + 1], edges[..., i + 1 :]
+        edges[..., i + 1 :] = here + (later - here) / torch.where(later < here, up, down)
+    return (_before(x, rise, fall, edges)[..., None] < edges).flatten(-2)[..., : wanted.shape[-1]]
+
+
+def _before(x: Tensor, rise: Tensor, fall: Tensor, edges: Tensor) -> Tensor:
+    """(..., M): where y stood before each stretch."""
+    begins = F.pad(edges.sort(-1).values, (1, 0), value=-torch.inf)  # of the lines, (..., M, STRETCH + 1)
+    keep = torch.where(begins[..., None] < edges[..., None, :], rise[..., None, :], fall[..., None, :])
+    kept = keep.flip(-1).cumprod(-1).flip(-1)  # from before a step to the stretch's end
+    slopes = kept[..., 0]
+    offsets = ((1 - keep) * x[..., None, :] * F.pad(kept[..., 1:], (0, 1), value=1.0)).sum(-1)
+    y, found = x.new_zeros(*x.shape[:-2], 1), []
+    for begin, slope, offset in zip(*(v.movedim(-2, 0).contiguous() for v in (begins, slopes, offsets)), strict=True):
+        found.append(y)
+        line = torch.searchsorted(begin, y, right=True) - 1
+        y = offset.gather(-1, line) + slope.gather(-1, line) * y
+    return torch.cat(found, dim=-1)
+
+
+def _stretches(values: Tensor) -> Tensor:
+    """(..., T) -> (..., M, STRETCH), filled up by steps that change nothing before them."""
+    return F.pad(values, (0, -values.shape[-1] % STRETCH), mode="constant", value=1.0).unflatten(-1, (-1, STRETCH))
 
 
 def _recursion(keep: Tensor, added: Tensor) -> Tensor:
