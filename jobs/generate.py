@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def draw_pairs(run: RunFolder, args: argparse.Namespace) -> int:
-    """``--pairs N``: the one thing that a run of CQTML writes into its own folder."""
+    """``--pairs N``: two light shows of each of N songs, into the run's ``pairs/``, for people to compare (CQTML)."""
     from jobs.pairs_link import make_here
     from models.cqtml.config import PairsConfig
 

@@ -34,7 +34,7 @@ def launch_grid(args: argparse.Namespace, where: Where) -> int:
         raise UserError(
             f"{same} runs of this grid are the same as others of it; a key of the budget does not make another run."
         )
-    missing = plans if args.dry_run else [plan for plan in plans if already_there(plan, args) is None]
+    missing = [plan for plan in plans if already_there(plan, args) is None]
     say(f"{len(plans)} runs, {len(missing)} to start.")
     links = _start(missing, args) if missing else []
     for plan in plans:

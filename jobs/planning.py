@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs import snapshot
 from jobs.clusters import Cluster
@@ -84,8 +85,24 @@ def plan_named(
         taken = [int(p.name.partition("-")[2] or 1) for p in run.path.parent.glob(f"{identity}*")]
         run = RunFolder(run.path.with_name(f"{identity}-{max(taken) + 1}"))
     if run.config_file.is_file():  # its own config goes on, with this launch's budget
-        config = merge_budget(load_frozen(run.config_file), config)
+        asked, config = config, merge_budget(load_frozen(run.config_file), config)
+        tell_what_stays(run, differences(config, asked), overrides)
     return Plan(run, config, manifest, where)
+
+
+def tell_what_stays(run: RunFolder, changed: dict[str, tuple[Any, Any]], overrides: list[str]) -> None:
+    """What a ``--resume --set`` has made otherwise than the config's file says stays so. UserError where just that was typed."""
+    typed = [text.partition("=")[0].strip() for text in overrides]
+    against = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in typed)]
+    stays = ", ".join(f"{key}={changed[key][0]!r}" for key in against or changed)
+    if against:
+        words = " ".join(f"--set {text}" for text in overrides)
+        raise UserError(
+            f"{run.name} goes on with {stays} since a --resume changed it; to change it again type "
+            f"python jobs/launch.py --resume {run.name} {words}, or for another run add --new."
+        )
+    if changed:
+        say(f"note: {run.name} goes on with {stays}, as a --resume left it.")
 
 
 def data_for(config: RunConfig, where: Where, *, dry: bool = False) -> Manifest:
@@ -194,10 +211,10 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
     if new:  # the config before the event: killed in between, it is still a new run, and one that can be read
         write_atomic(run.config_file, plan.config.to_yaml().encode())
         run.record("created", config=plan.config.model_dump(mode="json"))
-    elif run.config_file.is_file() and (changed := differences(load_frozen(run.config_file), plan.config)):
+    elif changed := changes(plan):
         at = rewind_to if rewind_to is not None else (run.steps() or [0])[-1]
         run.record("changed", after_step=at, changes={key: {"from": a, "to": b} for key, (a, b) in changed.items()})
-        say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
+        say_changes(changed)
     if rewind_to is not None:
         rewind(run, rewind_to)
     write_atomic(run.config_file, plan.config.to_yaml().encode())
@@ -213,6 +230,16 @@ def prepare_folder(plan: Plan, rewind_to: int | None) -> None:
     data = plan.manifest
     facts = {"identity": data.identity, "recipe": data.recipe, "codec": data.codec, "info": data.info}
     write_json(run.data_file, facts)
+
+
+def changes(plan: Plan) -> dict[str, tuple[Any, Any]]:
+    """What of the run's config this launch makes otherwise: ``{"trainer.max_steps": (500, 800)}``."""
+    return differences(load_frozen(plan.run.config_file), plan.config) if plan.run.config_file.is_file() else {}
+
+
+def say_changes(changed: dict[str, tuple[Any, Any]]) -> None:
+    if changed:
+        say("changed: " + ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()))
 
 
 def rewind(run: RunFolder, step: int) -> None:

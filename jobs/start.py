@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.planning import Plan, prepare_folder, say
+from jobs.planning import Plan, changes, prepare_folder, say, say_changes
 from jobs.preflight import problems
 from jobs.slurm_state import living_job
 from pipeline.errors import UserError
@@ -73,6 +73,7 @@ def request_of(plan: Plan, args: argparse.Namespace, wait_for: str | None) -> Re
 
 
 def dry_run(plan: Plan, args: argparse.Namespace, wait_for: str | None) -> Link:
+    say_changes(changes(plan))
     if plan.where.cluster.scheduler == "local":
         print(f"# would run here, {plan.world_size} process(es), in {plan.run.path}")
         return Link(plan.run, 0)
@@ -102,9 +103,15 @@ def already_there(plan: Plan, args: argparse.Namespace) -> Link | None:
             say("--wait stays until it ends.")
         return Link(run, attach(run) if args.wait else 0, queued[0] if queued else None)
     end = run.last_end()
-    if end is None or end["reason"] != "complete" or args.checkpoint is not None:
+    if args.checkpoint is not None:
         return None
-    if end["step"] < plan.config.trainer.max_steps:
+    asked, at_step = plan.config.trainer.max_steps, max(run.steps(), default=0)
+    if end is None or end["reason"] != "complete" or end["step"] < asked:
+        if at_step > asked:
+            raise UserError(
+                f"{run.name} stands at step {at_step}, and trainer.max_steps={asked} is behind it; ask for more steps, or go back: "
+                f"python jobs/launch.py --resume {handle(run)} --checkpoint STEP."
+            )
         return None
     say(f"{run.name} is complete at step {end['step']}.")
     say(

@@ -54,6 +54,8 @@ def read_recording(path: Path, sample_rate: int, *, channels: int | None = 1, sh
 
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a recording, WAV or FLAC.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; give a recording, WAV or FLAC.")
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

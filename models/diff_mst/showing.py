@@ -43,7 +43,7 @@ def write_table(path: Path, preset: Preset) -> Path:
             for strip in range(preset.settings[name].shape[1]):
                 values = preset.settings[name][0, strip]
                 title = f"{name}: {preset.names[strip]}" if name == "track" else name
-                table = Table("knob", "value", "unit", "lowest", "highest", title=title)
+                table = Table("knob", "at 0 s", "unit", "lowest", "highest", title=title)
                 if name == "track" and preset.trims[strip]:
                     table.add_row("trim", f"{preset.trims[strip]:+.2f}", "dB", "", "")
                 for knob, column in zip(section, values.unbind(-1), strict=True):

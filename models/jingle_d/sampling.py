@@ -14,7 +14,7 @@ from models.jingle_d.mixer import Mixed
 from models.jingle_d.train_module import TrainModule
 from models.windows import overlap_add, window_starts
 
-AT_ONCE = 8  # windows that go through the networks together; bounds the memory of a long piece
+AT_ONCE = 8  # pairs that go through the networks together, a window of each
 STREAM = "jingle_d/random masks"
 
 

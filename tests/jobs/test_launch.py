@@ -122,6 +122,35 @@ def test_resume_with_another_loss_weight_goes_on_and_records_it(finished, demo_d
     )
 
 
+def test_what_a_resume_has_changed_stays_and_is_said(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    frozen = yaml.safe_load(copy.config_file.read_text())
+    frozen["optimizer"]["lr"] = 5e-5  # as --resume --set optimizer.lr=5e-5 leaves it
+    copy.config_file.write_text(yaml.safe_dump(frozen))
+    again = launch("dismix_demo", data=demo_data, runs=tmp_path / "runs")
+    assert again.returncode == 0 and "goes on with optimizer.lr=5e-05, as a --resume left it" in again.stderr
+    rate = load_named("dismix_demo").optimizer.lr
+    for words in (["dismix_demo", "--set", f"optimizer.lr={rate}"], ["dismix_demo", "--grid", f"optimizer.lr={rate}"]):
+        refused = launch(*words, data=demo_data, runs=tmp_path / "runs")
+        assert refused.returncode == 2 and f"--resume {run.name}" in refused.stderr and "--new" in refused.stderr
+    assert yaml.safe_load(copy.config_file.read_text()) == frozen
+
+
+def test_a_stopped_run_that_is_further_than_asked_is_not_started(finished, demo_data, tmp_path):
+    run, runs = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    copy = RunFolder(tmp_path / "runs" / run.name)
+    copy.record("end", reason="terminated", step=12, gained=0)
+    before = copy.history()
+    behind = launch("dismix_demo", data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=5"])
+    assert behind.returncode == 2 and "stands at step 12, and trainer.max_steps=5 is behind it" in behind.stderr
+    assert copy.history() == before
+    shown = launch("dismix_demo", "--dry-run", data=demo_data, runs=tmp_path / "runs", changes=["trainer.max_steps=20"])
+    assert shown.returncode == 0 and "changed: trainer.max_steps 12 -> 20" in shown.stderr and copy.history() == before
+
+
 def test_a_run_is_used_where_its_data_is_not(finished, demo_data, tmp_path):
     """On a laptop there is the run folder and nothing else."""
     run, runs = finished
