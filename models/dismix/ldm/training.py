@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from models.codecs.standardisation import Standardisation
@@ -26,6 +28,9 @@ from models.dismix.train_module import TrainModule
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.train_module import Batch
+
+# Whatever holds more than it is given.
+RECOMPUTED = (ResnetBlock2D, Upsample2D, Attention, Layer, Block)
 
 
 class LdmModule(TrainModule):
@@ -83,7 +88,7 @@ class LdmModule(TrainModule):
 
     def recomputed(self) -> Iterator[nn.Module]:
         trained = (self.model.query_encoder, self.model.pitch_encoder, self.model.renderer.dit)
-        return (m for part in trained for m in part.modules() if isinstance(m, ResnetBlock2D | Layer | Block))
+        return (m for part in trained for m in part.modules() if isinstance(m, RECOMPUTED))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-L_DisMix of Eq. (8), and its terms; a mean over the batch."""
