@@ -40,7 +40,9 @@ def task(module: TrainModule, args: argparse.Namespace, data_folder: Path) -> Ta
     if args.given and args.sample is not None:
         raise UserError("--given takes your own recordings and --sample a held-out one; use one of them.")
     if args.seconds is not None and (args.given or args.sample is not None):
-        raise UserError("--seconds says how long something new is; what goes with a recording is as long as that: leave it out.")
+        raise UserError(
+            "--seconds says how long something new is; what goes with a recording is as long as that: leave it out."
+        )
     make = [_stem(module, name, "--make") for name in args.make or []]
     if args.sample is not None and not make:
         raise UserError(f"--sample gives all stems: say which to --make of {', '.join(module.stems)}.")

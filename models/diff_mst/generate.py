@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="raw tracks, one for each the run mixes; stereo is averaged",
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="a mix to sound like, any sample rate")
-    parser.add_argument("--preset", type=Path, metavar="FILE", help="a settings.json: render that; of the run only its console is asked")
+    parser.add_argument(
+        "--preset", type=Path, metavar="FILE", help="a settings.json: render that; of the run only its console is asked"
+    )
     parser.add_argument("--steady", action="store_true", help="one setting for the whole song")
 
 

@@ -152,7 +152,9 @@ def test_activations_computed_again_are_not_kept_and_change_no_bit(config):
         optimizers, batch = module.configure_optimizers(), module.example_batch(BATCH)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             losses = train(module, optimizers, [batch, batch], 1)
-        found.append((losses, torch.rand(1).item(), module.state_dict(), sum(storage.nbytes() for storage in kept.values())))
+        found.append(
+            (losses, torch.rand(1).item(), module.state_dict(), sum(storage.nbytes() for storage in kept.values()))
+        )
     (losses, drawn, weights, plain), (*same, ours, sparing) = found
     assert same == [losses, drawn] and all(torch.equal(value, ours[name]) for name, value in weights.items())
     assert sparing < 0.75 * plain
