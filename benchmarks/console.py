@@ -174,16 +174,16 @@ def their_chains(settings: Settings) -> tuple[Chain, Chain]:
 
 
 def beside_dasp(rounds: int) -> list[Row]:
-    """Equaliser and compressor, then with the reverb, of which few rounds are enough; forwards, and with the settings' gradients."""
+    """Equaliser and compressor, then with the reverb, of which one round is enough; forwards, and with the settings' gradients."""
     ours, theirs = strip_settings(), strip_settings()
     for settings in (ours, theirs):
         settings["track"].requires_grad_()
     wave, rows = noise(BESIDE), []
-    parts = (("equaliser, compressor", rounds), ("equaliser, compressor, reverb", 1))
-    for (what, count), mine, other in zip(parts, our_chains(ours), their_chains(theirs), strict=True):
+    parts = (("equaliser, compressor", rounds, 1), ("equaliser, compressor, reverb", 1, 0))
+    for (what, count, warm), mine, other in zip(parts, our_chains(ours), their_chains(theirs), strict=True):
         for gradients in (False, True):
             times = in_turns(
-                rendering(mine, wave, gradients), rendering(other, wave, gradients), count, CLOCKS["cpu"], 1
+                rendering(mine, wave, gradients), rendering(other, wave, gradients), count, CLOCKS["cpu"], warm
             )
             said = "console, with gradients" if gradients else "console"
             rows.append(

@@ -62,13 +62,13 @@ def pair(batch: Batch, shuffled: bool) -> tuple[Tensor, Tensor]:
 
 
 def crop(latents: Tensor, length: int | None, random: KeyedRandom, stream: str, position: Tensor) -> Tensor:
-    """(B, ..., L) -> (B, ..., length) at a place that each sample's position draws."""
+    """(B, ..., L) -> (B, ..., length) float32, at a place that each sample's position draws."""
     if length is None or length >= latents.shape[-1]:
         return latents
     spare = latents.shape[-1] - length
     draw = random.uniform(f"jingle_d/{stream}", position, ())  # on the CPU: they become indices of slices
     starts = (draw * (spare + 1)).long().clamp_max(spare).tolist()
-    return torch.stack([row[..., start : start + length] for row, start in zip(latents, starts, strict=True)])
+    return torch.stack([row[..., start : start + length].float() for row, start in zip(latents, starts, strict=True)])
 
 
 def typical_data(config: RunConfig) -> dict[str, Any]:

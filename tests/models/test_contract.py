@@ -76,6 +76,16 @@ def test_no_step_makes_the_host_wait_for_the_device(module):
     assert waits.found == set()
 
 
+def test_a_step_in_bfloat16_has_the_loss_of_one_in_float32(module):
+    """On the batch as it is stored; on a CPU, whose autocast takes no float16."""
+    batch = module.example_batch(BATCH)
+    exact = module.training_step(batch, 1)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(batch, 1)["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss.float(), exact.float(), rtol=0.1, atol=0.02)
+
+
 def test_a_rehearsed_step_leaves_everything_as_it_was(module, config):
     """What the module moves by itself (a teacher, a policy that draws, a spectral norm) included."""
     state = make_train_state(

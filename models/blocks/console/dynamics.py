@@ -64,16 +64,20 @@ def _rises(wanted: Tensor, rise: Tensor, fall: Tensor) -> Tensor:
 
 def _before(x: Tensor, rise: Tensor, fall: Tensor, edges: Tensor) -> Tensor:
     """(..., M): where y stood before each stretch."""
-    begins = F.pad(edges.sort(-1).values, (1, 0), value=-torch.inf)  # of the lines, (..., M, STRETCH + 1)
-    keep = torch.where(begins[..., None] < edges[..., None, :], rise[..., None, :], fall[..., None, :])
-    kept = keep.flip(-1).cumprod(-1).flip(-1)  # from before a step to the stretch's end
-    slopes = kept[..., 0]
-    offsets = ((1 - keep) * x[..., None, :] * F.pad(kept[..., 1:], (0, 1), value=1.0)).sum(-1)
-    y, found = x.new_zeros(*x.shape[:-2], 1), []
-    for begin, slope, offset in zip(*(v.movedim(-2, 0).contiguous() for v in (begins, slopes, offsets)), strict=True):
+    turns = edges.sort(-1).values  # where one line ends and the next begins
+    begins = F.pad(turns, (1, 0), value=-torch.inf)[..., None]  # of the lines, (..., M, STRETCH + 1, 1)
+    x, rise, fall, edges = (
+        v.flip(-1)[..., None, :] for v in (x, rise, fall, edges)
+    )  # from a stretch's end to its beginning
+    kept = F.pad(
+        torch.where(begins < edges, rise, fall).cumprod(-1), (1, 0), value=1.0
+    )  # of y, from before a step to the end
+    slopes, offsets = kept[..., -1], (-kept.diff(dim=-1) @ x.mT)[..., 0]
+    y, found = turns.new_zeros(*turns.shape[:-2], 1), []
+    for turn, slope, offset in zip(*(v.movedim(-2, 0).contiguous() for v in (turns, slopes, offsets)), strict=True):
         found.append(y)
-        line = torch.searchsorted(begin, y, right=True) - 1
-        y = offset.gather(-1, line) + slope.gather(-1, line) * y
+        line = torch.searchsorted(turn, y, right=True)
+        y = torch.addcmul(offset.gather(-1, line), slope.gather(-1, line), y)
     return torch.cat(found, dim=-1)
 
 

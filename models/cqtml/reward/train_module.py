@@ -60,7 +60,7 @@ class TrainModule(BaseModule):
 
     def rewards(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of both sides, (B,) each."""
-        both = torch.stack([batch["a"], batch["b"]], 1).float()
+        both = torch.stack([batch["a"].float(), batch["b"].float()], 1)
         first, second = self.taste(batch["cqt"], both).unbind(1)
         return first, second
 

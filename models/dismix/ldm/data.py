@@ -70,17 +70,19 @@ def view(batch: Batch, sizes: LdmCase, random: KeyedRandom, stream: str) -> View
 
     def crop(name: str, axis: int, scale: int) -> Tensor:
         rows = [row.narrow(axis, scale * starts[i], scale * frames // SHRINK) for i, row in enumerate(batch[name])]
-        return torch.stack(rows)
+        return torch.stack(
+            [row.float() if row.is_floating_point() else row for row in rows]
+        )  # CPU autocast joins no float16
 
     picked = [
-        queries[i, j, chosen[i][1 + j]].narrow(-1, SHRINK * query_starts[i][j], asked)
+        queries[i, j, chosen[i][1 + j]].narrow(-1, SHRINK * query_starts[i][j], asked).float()
         for i in range(samples)
         for j in range(sources)
     ]
     return View(
         crop("mixture", -1, SHRINK),
-        crop("mixture_latent", -2, 1).float(),
-        crop("sources_latent", -2, 1).float(),
+        crop("mixture_latent", -2, 1),
+        crop("sources_latent", -2, 1),
         torch.stack(picked).unflatten(0, (samples, sources)),
         crop("pitch", -1, SHRINK),
     )
