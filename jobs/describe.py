@@ -64,7 +64,11 @@ class Description:
 def describe(config: RunConfig, folder: Path | None) -> Description:
     """Build ``config``'s module for the data in ``folder`` (None: for data as the recipe gives it) and watch one step."""
     torch.manual_seed(rng.key(config.seed, "initial weights"))
-    module = build(config, folder)
+    return describe_module(build(config, folder), config)
+
+
+def describe_module(module: TrainModule, config: RunConfig) -> Description:
+    """Watch one step of ``config``'s module."""
     module.train()
     batch, size = example(module, BATCHES)
     seen = _Watch(module)
