@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.measure import spread
 from benchmarks.rows import Row, amount, hand_over, ratios
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
@@ -169,10 +170,6 @@ def compared(size: str, sample_bytes: int, seconds: dict[str, list[float]]) -> l
         values = ratios(seconds[OURS], seconds[base])
         rows.append(Row(f"time a sample of {size}B, warm cache", rate(OURS), rate(base), values, at_most=most))
     return rows
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
 
 
 def add_rows(table: Table, size: str, sample_bytes: int, seconds: dict[str, list[float]]) -> None:

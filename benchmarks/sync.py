@@ -13,11 +13,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jobs.profiles
+from benchmarks.measure import in_turns, seconds
 from benchmarks.rows import Row, amount, hand_over, ratios
 from pipeline.errors import run_command
 from sync import pull, verify
@@ -30,23 +30,8 @@ REPEATS = 9
 RSYNC = shutil.which("rsync") or "rsync"  # not the laptop's poor one
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def median_seconds(work: Callable[[], object], times: int) -> float:
     return statistics.median(seconds(work) for _ in range(times))
-
-
-def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each, one after the other in every round: what else runs on the machine meets them all alike."""
-    took: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(REPEATS):
-        for name, work in works.items():
-            took[name].append(seconds(work))
-    return took
 
 
 def clone(far: FarSide) -> Path:
@@ -90,7 +75,8 @@ def main() -> int:
                 "pull": lambda: pull.main(["faraway", *where]),
                 "plain": lambda: plain_rsync(far, far.here / "plain"),
                 "typed": lambda: subprocess.run(line, env=environment, cwd=laptop, check=True),
-            }
+            },
+            REPEATS,
         )
         again, plain_again, typed = (statistics.median(values) for values in found.values())
         big = run.checkpoints / "step_000000010"
