@@ -45,9 +45,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
 
 
+def memory_folder() -> str | None:
+    """A folder in main memory, where there is room; None: the system's place for temporary files is good enough."""
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM
+    return str(MEMORY) if roomy else None
+
+
 @contextmanager
 def many_files(prefix: str) -> Iterator[Path]:
     """A folder that is gone afterwards, in main memory where there is room: a disk takes minutes to delete a hundred thousand files."""
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=MEMORY if roomy else None) as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=memory_folder()) as folder:
         yield Path(folder)
