@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.configs import load_named
-from jobs.describe import BATCHES, StillEngine, _Watch, build, example
+from jobs.describe import BATCHES, StillEngine, build, example
 from jobs.shapes import ShapesOnly
 from pipeline.arithmetic import Count
 
@@ -34,10 +34,16 @@ def watched(
     network: nn.Module, picture: Tensor, mode: AbstractContextManager[object]
 ) -> tuple[int, int, list[torch.Size]]:
     """(operations, bytes kept, shapes of the gradients)."""
-    kept, count = _Watch(network), Count()
-    with mode, kept, count:
+    kept: dict[tuple[int, int], int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr(), tensor._version] = storage.nbytes()
+        return tensor
+
+    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Count() as count:
         network(picture).backward()
-    return count.flops, kept.saved, [p.grad.shape for p in network.parameters() if p.grad is not None]
+    return count.flops, sum(kept.values()), [p.grad.shape for p in network.parameters() if p.grad is not None]
 
 
 def test_shapes_count_and_keep_what_a_real_step_does():
