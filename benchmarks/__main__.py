@@ -1,56 +1,41 @@
-"""All benchmarks, one after the other, and one table of what they compare: ``make bench``.
+"""All benchmarks, one after the other, and one table of what they compare: ``make bench``, about 25 minutes on two quiet cores.
 
     python -m benchmarks [NAME ...]
 
 Every module of this folder that hands rows over (``benchmarks.rows``) is run in a process of its own, with its defaults; what it prints
-goes to ``build/bench/NAME.log``. Without names all are run, and ``benchmarks/RESULTS.md`` is written anew. Exit 1 where one failed;
-a figure that is not what is asked is shown as such and fails nothing, for the machine may be busy.
+goes to ``build/bench/NAME.log``. Without names all are run. ``benchmarks/RESULTS.md`` is written anew from what the last run of each left
+(``benchmarks.results``), the full-size networks' table included where ``python -m benchmarks.systems --full`` has made it. Exit 1 where
+one failed; a figure that is not what is asked is shown as such and fails nothing, for the machine may be busy.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.rows import FOLDER, Row, handed_over
+from benchmarks import results
+from benchmarks.results import COLUMNS, HERE, LOGS, Run, cells, machine
+from benchmarks.rows import FOLDER, handed_over
 from pipeline.errors import UserError, run_command
 
-HERE = Path(__file__).resolve().parent
-LOGS = HERE.parent / "build" / "bench"
-RESULTS = HERE / "RESULTS.md"
-COLUMNS = ("what", "ours", "beside", "compared: median (least .. most)", "asked", "")
+FULL_SIZE = "systems_full"  # what ``python -m benchmarks.systems --full`` leaves
 RUNS: dict[str, list[list[str]]] = {  # where one run with the defaults is not what is wanted
     "prepare": [
         [],
-        ["--dataset", "slakh", "--recipe", "slakh_stems", "--tracks", "12", "--times", "8", "--inputs-per-shard", "1"],
+        ["--dataset", "slakh", "--recipe", "slakh_stems", "--tracks", "12", "--times", "3", "--inputs-per-shard", "1"],
     ],
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of one benchmark. ``failure``: its last words, where it failed."""
-
-    command: str
-    seconds: float
-    rows: list[Row]
-    failure: str | None
 
 
 def names() -> list[str]:
@@ -67,16 +52,11 @@ def run(name: str, options: list[str], log: Path) -> Run:
             [sys.executable, "-m", f"benchmarks.{name}", *options],
             cwd=HERE.parent, env={**os.environ, FOLDER: folder}, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        rows = handed_over(Path(folder))
+        rows, grids = handed_over(Path(folder))
     said = log.read_text(errors="replace").split("\n")
     failure = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
     command = " ".join(["python -m", f"benchmarks.{name}", *options])
-    return Run(command, time.monotonic() - began, rows, failure if done.returncode or not rows else None)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    verdict = {True: "holds", False: "does not hold", None: ""}[row.holds]
-    return row.what, row.ours, row.theirs, row.shown, row.asked, verdict
+    return Run(command, time.monotonic() - began, rows, failure if done.returncode or not rows else None, grids)
 
 
 def show(runs: Iterable[Run]) -> None:
@@ -91,37 +71,6 @@ def show(runs: Iterable[Run]) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def markdown(runs: Iterable[Run]) -> str:
-    """``RESULTS.md``."""
-    lines = ["# Results", "", f"Written by `make bench` on {date.today()}. {machine()}.", ""]
-    lines += ["Ratios compare what one turn measured, the contenders taking turns; below 1 ours takes less.", ""]
-    for done in runs:
-        lines += [f"## `{done.command}`", "", f"{done.seconds:.0f} s.", ""]
-        if done.failure:
-            lines += [f"Failed: {done.failure}", ""]
-            continue
-        lines += [_line(COLUMNS), _line("---" for _ in COLUMNS), *(_line(cells(row)) for row in done.rows), ""]
-    return "\n".join(lines)
-
-
-def _line(words: Iterable[str]) -> str:
-    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
-
-
-def machine() -> str:
-    """Processor, cores, memory, Python and torch, in words."""
-    memory = psutil.virtual_memory().total / 2**30
-    parts = [f"{_processor()}, {psutil.cpu_count()} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
-    return ", ".join([*parts, f"torch {version('torch')}"])
-
-
-def _processor() -> str:
-    """Its model as Linux tells it, elsewhere its kind."""
-    told = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", told.read_text(), re.MULTILINE) if told.exists() else None
-    return found[1] if found else platform.machine()
-
-
 def main() -> int:
     known = names()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, and one table.")
@@ -131,18 +80,29 @@ def main() -> int:
         raise UserError(f"There is no benchmark {unknown[0]}; there are: {', '.join(known)}.")
     LOGS.mkdir(parents=True, exist_ok=True)
     runs = []
-    for name in args.names or known:
-        for number, options in enumerate(RUNS.get(name, [[]])):
-            log = LOGS / f"{name}{f'_{number + 1}' if number else ''}.log"
-            done = run(name, options, log)
-            runs.append(done)
-            how = f"failed, see {log}" if done.failure else f"{len(done.rows)} rows"
-            print(f"{done.command}: {how}, {done.seconds:.0f} s", file=sys.stderr, flush=True)
+    wanted = args.names or known
+    for name, options in [(one, words) for one in wanted for words in RUNS.get(one, [[]])]:
+        log = LOGS / f"{label(name, options)}.log"
+        done = run(name, options, log)
+        results.keep(log.stem, done)
+        runs.append(done)
+        how = f"failed, see {log}" if done.failure else f"{len(done.rows)} rows"
+        print(f"{done.command}: {how}, {done.seconds:.0f} s", file=sys.stderr, flush=True)
     show(runs)
-    if not args.names:
-        RESULTS.write_text(markdown(runs))
-        print(RESULTS)
+    print(write_results())
     return int(any(done.failure for done in runs))
+
+
+def label(name: str, options: list[str]) -> str:
+    """What one run's files are called: the second of a benchmark's runs bears a number."""
+    number = RUNS.get(name, [[]]).index(options)
+    return f"{name}_{number + 1}" if number else name
+
+
+def write_results() -> Path:
+    """``RESULTS.md``, of all that is kept."""
+    labels = [label(name, options) for name in names() for options in RUNS.get(name, [[]])]
+    return results.write([*labels, FULL_SIZE])
 
 
 if __name__ == "__main__":

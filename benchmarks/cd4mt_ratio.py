@@ -4,7 +4,8 @@
 
 Distances are those of ``jobs/evaluate.py``: Fréchet over log-mel statistics, of 48 draws a seed against the whole split. A seed is the
 same first noise for both runs, so ratios are bootstrapped over pairs of seeds. ``--middle`` tries second levels of two steps: choose on
-``valid``, judge once on ``test``. The last columns are of all draws at once, whose distance has less of the bias of few draws.
+``valid``, judge once on ``test``. The last columns are of all draws at once, whose distance has less of the bias of few draws. Needs
+two trained runs, so it is no part of ``make bench``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 FOLDER holds prepared shards of audio (or of mels), such as data/slakh_stems_demo. A waveform is compared by its signal-to-noise ratio and,
 as phase says little about sound, by the mean difference of log-mels (64 bands up to half the sample rate, floor 1e-5). Latents go
 through float16, as they are stored. Silent tracks are left out. Speeds are of this machine: compare them within one run.
+It looks at prepared data, so it is no part of ``make bench``.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from rich.table import Table
 from scipy.signal import sosfilt
 from torch import Tensor
 
+from benchmarks.measure import CLOCKS, Work, in_pairs
 from benchmarks.rows import Row, amount, hand_over, ratios
-from benchmarks.turns import CLOCKS, Work, in_turns
 from models.blocks.console import convolution, filters, space
 from models.blocks.console.console import RINGING, Console, Rendered, equaliser_sections
 from models.blocks.console.layout import REVERB_BANDS, Layout
@@ -129,7 +129,7 @@ def equaliser_row(seconds: int, rounds: int) -> Row:
 
     with torch.inference_mode():
         error = float((ours() - torch.from_numpy(sosfilt(recursion, samples))).abs().max() / wave.abs().max())
-        mine, theirs = in_turns(ours, lambda: sosfilt(recursion, samples), rounds, CLOCKS["cpu"])
+        mine, theirs = in_pairs(ours, lambda: sosfilt(recursion, samples), rounds, CLOCKS["cpu"])
     said = f"scipy.signal.sosfilt, no gradients: {amount(theirs, 's')}; apart {20 * math.log10(error):.0f} dB"
     return Row(f"console: equaliser of 6 bands, {seconds} s", amount(mine, "s"), said, ratios(mine, theirs))
 
@@ -182,7 +182,7 @@ def beside_dasp(rounds: int) -> list[Row]:
     parts = (("equaliser, compressor", rounds, 1), ("equaliser, compressor, reverb", 1, 0))
     for (what, count, warm), mine, other in zip(parts, our_chains(ours), their_chains(theirs), strict=True):
         for gradients in (False, True):
-            times = in_turns(
+            times = in_pairs(
                 rendering(mine, wave, gradients), rendering(other, wave, gradients), count, CLOCKS["cpu"], warm
             )
             said = "console, with gradients" if gradients else "console"

@@ -1,4 +1,7 @@
-"""A recipe that does nothing but decode four FLAC stems, resample them and keep them as PCM16: what preparing stems costs at least."""
+"""A recipe that does nothing but decode four FLAC stems, resample them and keep them as PCM16: what preparing stems costs at least.
+
+A part of ``benchmarks/prepare.py``, no benchmark of its own.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import seconds
 from benchmarks.rows import Row, amount, hand_over, ratios
 from monitoring.mirror import Mirror
 from monitoring.store import mlflow_environment, open_store, store_uri
@@ -29,12 +30,6 @@ from tests.monitoring.run_factory import attempt, grow, make_run
 METRICS = 100  # of a journal's line
 LINES = 5_000
 BATCH = 1_000  # the most metrics that MLflow's client takes in one call
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def lines_ms(folder: Path, clock: Callable[[], float]) -> list[float]:

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import CLOCKS, in_pairs
 from benchmarks.rows import Row, amount, hand_over, ratios
-from benchmarks.turns import CLOCKS, in_turns
 from jobs.configs import load_named
 from jobs.describe import build
 from models.features import CQT, cqt
@@ -32,7 +32,7 @@ SAMPLERS = (("cd4mt_demo_edm", 8, 15), ("cd4mt_demo", 2, 2))
 def transform(seconds: int, rounds: int, clock: Callable[[], float]) -> Row:
     wave = 0.1 * torch.randn(seconds * CQT.sample_rate, generator=torch.Generator().manual_seed(0))
     samples, options = wave.numpy(), {"hop_length": CQT.hop, "n_bins": CQT.bins, "fmin": CQT.f_min}
-    ours, theirs = in_turns(
+    ours, theirs = in_pairs(
         lambda: cqt(wave),
         lambda: librosa.cqt(samples, sr=CQT.sample_rate, bins_per_octave=CQT.bins_per_octave, **options),
         rounds,
@@ -52,7 +52,7 @@ def sampling(name: str, steps: int, calls: int, rounds: int, clock: Callable[[],
         for _ in range(calls):
             module.denoiser(latent, level)  # type: ignore[operator]
 
-    ours, theirs = in_turns(lambda: module.draw(numbers, frames, steps), forwards, rounds, clock)  # type: ignore[operator]
+    ours, theirs = in_pairs(lambda: module.draw(numbers, frames, steps), forwards, rounds, clock)  # type: ignore[operator]
     bare = f"{calls} forward passes: {amount(theirs, 's')}"
     return Row(f"sampling, {name}, {steps} steps", amount(ours, "s"), bare, ratios(ours, theirs))
 

@@ -1,7 +1,7 @@
 """How fast a dataset is prepared, beside the bare decoding and resampling of the same files on the same cores.
 
-    python -m benchmarks.prepare [--tracks 24] [--seconds 60] [--repeats 3] [--folder DIR]       a recipe that only decodes and resamples
-    python -m benchmarks.prepare --dataset slakh [--tracks 12] [--times 8] [--rate 48000]        a real recipe, on a demo corpus
+    python -m benchmarks.prepare [--tracks 12] [--seconds 60] [--repeats 3] [--folder DIR]       a recipe that only decodes and resamples
+    python -m benchmarks.prepare --dataset slakh [--tracks 12] [--times 3] [--rate 48000]        a real recipe, on a demo corpus
     python -m benchmarks.prepare --dataset NAME --source DIR [--recipe R]                        the same for a real dataset
 
 - bare: every audio file that the recipe reads is read, decoded to float32 and, where it has another rate than the recipe's, resampled by
@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flac_stage import FlacStage, write_source
+from benchmarks.measure import spread
 from benchmarks.rows import Row, amount, hand_over, ratios
 from data_prep import demo
 from data_prep.engine import prepare
@@ -104,10 +105,6 @@ def measure(stage: Stage, source: Path, folder: Path, repeats: int) -> dict[str,
     return seconds
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
-
-
 def compared(what: str, seconds: dict[str, list[tuple[float, float]]]) -> list[Row]:
     """What is handed over: the time that preparing takes, over bare decoding's, with 1 and with 2 processes."""
     rows = []
@@ -144,7 +141,7 @@ def show(seconds: dict[str, list[tuple[float, float]]], inputs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tracks", type=int, help="made for the while; 24 of four stems, of a demo corpus its own number"
+        "--tracks", type=int, help="made for the while; 12 of four stems, of a demo corpus its own number"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="a track, without --dataset")
     parser.add_argument("--repeats", type=int, default=3)
@@ -171,7 +168,7 @@ def main() -> None:
                 render(source, args.dataset, args.tracks or tracks, args.times, args.rate)
         else:
             stage = FlacStage("flac_stems", inputs_per_shard=1)
-            write_source(source, args.tracks or 24, args.seconds)
+            write_source(source, args.tracks or 12, args.seconds)
         seconds = measure(stage, source, Path(name) / "out", args.repeats)
         show(seconds, len(stage.scan(source)))
     hand_over("prepare", compared(args.recipe or args.dataset or "FLAC stems", seconds))

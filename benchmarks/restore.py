@@ -23,7 +23,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import Row, hand_over
+from benchmarks.measure import many_files
+from benchmarks.rows import Row, amount, hand_over
 from data_prep.shards import ShardWriter, commit
 from pipeline.loader import Loader
 from pipeline.manifest import FORMAT, MANIFEST, ShardInfo, read_manifest, sealed
@@ -80,12 +81,12 @@ def main() -> None:
     if args.position is not None:
         print(json.dumps(restore(args.folder, args.position)))
         return
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) if args.folder else many_files("bench-restore-") as folder:
         write_dataset(Path(folder), args.shards, args.samples)
         found = []
         for repeat in range(args.repeats):
             position = 12_345_678_901_234 + repeat * 98_765_432_109
-            line = [sys.executable, "-m", "benchmarks.restore", "--folder", folder, "--position", str(position)]
+            line = [sys.executable, "-m", "benchmarks.restore", "--folder", str(folder), "--position", str(position)]
             found.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
     table = Table("up to", "seconds (most)", "MB (most)", title=f"{args.shards * args.samples:,} samples")
     for part in ("manifest read", "loader made", "first batch"):
@@ -101,8 +102,13 @@ def main() -> None:
     hand_over(
         "restore",
         [
-            Row(f"from a manifest of {count} to a batch anywhere", count, "nothing", first, "s"),
-            Row("of it reading the manifest", count, "nothing", manifest, "s"),
+            Row(
+                f"from a manifest of {count} to a batch anywhere",
+                amount(first, "s"),
+                f"of it reading the manifest: {amount(manifest, 's')}",
+                first,
+                "s",
+            ),
         ],
     )
     print(f"state of a checkpoint: {max(parts['state, bytes'][0] for parts in found):.0f} bytes")

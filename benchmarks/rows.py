@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.table import Table
+
 FOLDER = "BENCHMARK_ROWS"  # environment variable: where ``make bench`` wants the rows; where it is not set nothing is written
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 PREFIXED = ("s", "B", "B/s", "FLOP/s")  # units that take them (seconds: the small ones only)
@@ -83,6 +85,21 @@ class Row:
         return least <= self.median <= most
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A table that is no comparison of two, for the page of results and, by ``shown``, for the terminal."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def shown(self) -> Table:
+        table = Table(*self.columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Turn by turn ours over theirs."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -110,12 +127,15 @@ def _digits(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def hand_over(benchmark: str, rows: Sequence[Row]) -> None:
-    """Leave ``rows`` where ``make bench`` looks for them: ``$BENCHMARK_ROWS/<benchmark>.json``."""
+def hand_over(benchmark: str, rows: Sequence[Row], grids: Sequence[Grid] = ()) -> None:
+    """Leave ``rows`` (and ``grids``) where ``make bench`` looks for them: ``$BENCHMARK_ROWS/<benchmark>.json``."""
     if folder := os.environ.get(FOLDER):
-        (Path(folder) / f"{benchmark}.json").write_text(json.dumps([asdict(row) for row in rows]))
+        tree = {"rows": [asdict(row) for row in rows], "grids": [asdict(grid) for grid in grids]}
+        (Path(folder) / f"{benchmark}.json").write_text(json.dumps(tree))
 
 
-def handed_over(folder: Path) -> list[Row]:
+def handed_over(folder: Path) -> tuple[list[Row], list[Grid]]:
     """All that was left in ``folder``."""
-    return [Row(**row) for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())]
+    trees = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows, grids = ([one for tree in trees for one in tree[kind]] for kind in ("rows", "grids"))
+    return [Row(**row) for row in rows], [Grid(**grid) for grid in grids]

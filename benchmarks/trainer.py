@@ -18,7 +18,6 @@ import itertools
 import logging
 import statistics
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.measure import CLOCKS
 from benchmarks.rows import Row, amount, hand_over
 from data_prep.shards import ShardWriter, commit
 from pipeline.attempt import Attempt
@@ -42,7 +42,6 @@ from pipeline.trainer import Trainer
 from pipeline.world import World
 
 BATCH = 8
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS["wall"]
 
 

@@ -1,7 +1,7 @@
 """What a config builds: the shapes at every stage, a table of parameters, memory, arithmetic. ``launch.py NAME --describe``.
 
 One training step, of all optimizers, is made on the CPU with a few random samples of the recipe's shapes, and watched: nothing here is
-computed from formulas.
+computed from formulas. Of a large network's step only the shapes are made (``jobs/shapes.py``), so that it takes seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from jobs.configs import parse_tree
 from jobs.interval import recommendation
+from jobs.shapes import ShapesOnly
 from models import registry
 from pipeline import rng
+from pipeline.arithmetic import Count
 from pipeline.config import RunConfig
 from pipeline.engine import StillEngine
 from pipeline.errors import UserError, run_command
@@ -28,7 +31,7 @@ from pipeline.train_module import Batch, TrainModule
 
 BATCHES = (2, 4, 8, 16, 32, 64)  # tried in turn: a loss that couples samples may need a whole group
 DEPTH = 3  # of the modules in the tables
-LARGE = 90e6  # bytes of weights, from which on a step is too much for preflight
+LARGE = 90e6  # bytes of weights, from which on a step is not computed, and too much for preflight
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
     module.train()
     batch, size = example(module, BATCHES)
     seen = _Watch(module)
-    from torch.utils.flop_counter import FlopCounterMode  # late: it imports much
-
-    with seen, FlopCounterMode(display=False) as counter:
+    with shapes_only_if_large(module, batch), seen, Count() as count:
         module.optimize(StillEngine(module), batch, module.configure_optimizers(), 1)
     parameters = list(module.parameters())
     held = seen.spared if config.trainer.activation_checkpointing else seen.saved
@@ -82,7 +83,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
         {name: _shape(value) for name, value in batch.items()},
         seen.saved,
         seen.spared,
-        counter.get_total_flops(),
+        count.flops,
         fixed_sizes(module, config) | {"activations_per_sample": -(-held // size)},
     )
 
@@ -119,12 +120,20 @@ def example(module: TrainModule, sizes: Sequence[int]) -> tuple[Batch, int]:
     for size in sizes:
         try:
             batch = module.example_batch(size)
-            with torch.no_grad():
+            with shapes_only_if_large(module, batch), torch.no_grad():
                 module.training_step(batch, 1)
             return batch, size
         except UserError as error:
             problem = error
     raise UserError(f"no batch of {', '.join(map(str, sizes))} samples can be made: {problem}")
+
+
+def shapes_only_if_large(module: TrainModule, batch: Batch) -> AbstractContextManager[Any]:
+    """Within it a large network's step computes nothing; a small one's is done before its shapes would be worked out."""
+    parameters = list(module.parameters())
+    if 4 * sum(p.numel() for p in parameters) <= LARGE:
+        return nullcontext()
+    return ShapesOnly([*parameters, *(value for value in batch.values() if value.is_floating_point())])
 
 
 class _Watch:
