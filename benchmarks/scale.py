@@ -40,6 +40,7 @@ from benchmarks.rows import Grid, Row, amount, hand_over
 from benchmarks.status import make_runs
 from benchmarks.systems import FULL
 from jobs.configs import ROOT, load_named
+from jobs.describe import describe
 from jobs.interval import DAY, NODE_MTBF, Saving, best_interval
 from monitoring.overview import CACHE
 from pipeline.arithmetic import STATED
