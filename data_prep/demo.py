@@ -23,6 +23,8 @@ DATASETS = {  # modules with render(), DEFAULT_TRACKS and RECIPE; DATASET where 
     "musicnet": "data_prep.demo_musicnet",
 }
 
+WITHOUT_TRAPS = ("cocochorales",)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -52,6 +54,8 @@ def main() -> None:
         file=sys.stderr,
     )
     dataset = getattr(module, "DATASET", args.dataset)
+    if args.dataset not in WITHOUT_TRAPS:
+        print("It has the dataset's traps: what prepare.py quarantines of it is meant to be.", file=sys.stderr)
     print(
         f"Next: python data_prep/prepare.py {dataset} --source {args.out} --recipe {module.RECIPE}",
         file=sys.stderr,

@@ -26,6 +26,7 @@ def main() -> int:
 
     trained = load_trained(run, args.data, args.device)
     data = trained.require_data()
+    print(f"{run.name}: on held-out samples, some minutes on a CPU...", file=sys.stderr, flush=True)
     with output_folder(args.out, run.figures) as out:
         figures = registry.part(trained.config.model, "evaluate").evaluate(trained.module, data, out)
     show(figures)
