@@ -2,7 +2,8 @@
 
 ``..._onset_correlation``: do the lights rise where onsets are, heard in the waveform by mel bands and not in the CQT that the network sees;
 ``..._shuffled``: with another segment's onsets; ``..._gain``: the difference. Beside the ``model`` stands the plain baseline
-``onset_to_light``, the curves that it was taught where there are no notes. ``diversity_at_T``: deviation of brightness over 8 outputs drawn at temperature T.
+``onset_to_light``, the curves that it was taught where there are no notes. ``diversity_at_T``: deviation of brightness over 8 outputs
+drawn at temperature T.
 ``locality``: of the change when the last tenth of what is heard becomes another's, the share that lies in that tenth and one column, as
 absolute changes; ``locality_energy``: as squares.
 """
