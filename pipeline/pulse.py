@@ -26,6 +26,7 @@ from pipeline.runs import RunFolder
 from pipeline.world import World
 
 PULSE_SECONDS = 10.0  # between two files of one rank
+FRESH_SECONDS = 1.0  # for which it is known what is held
 WINDOW = 100  # steps of which the middle one counts
 ENOUGH = 5  # of them, before a rank's pace is told
 SLOW = 1.25  # times what the other ranks need
@@ -63,6 +64,8 @@ class Pulse:
         self._gpu: Gpu | None = None
         self._asked = False
         self._next = 0.0
+        self._held: dict[str, int] = {}
+        self._held_until = 0.0
 
     def stepped(self, step: int, own: float | None) -> None:
         """A step is done, for which this rank alone needed ``own`` seconds; the first of an attempt is left out by the caller."""
@@ -82,8 +85,11 @@ class Pulse:
         return {**place, "step": self._step, **pace, "memory": self.memory(), "gpu": gpu}
 
     def memory(self) -> dict[str, int]:
-        """See ``memory.held``."""
-        return held(self._device)
+        """See ``memory.held``; at most a second old, for steps may be shorter than to ask."""
+        now = time.monotonic()
+        if now >= self._held_until:
+            self._held, self._held_until = held(self._device), now + FRESH_SECONDS
+        return self._held
 
     def write(self) -> None:
         """Replace this rank's file, at most every ten seconds. Raises OSError."""
@@ -118,7 +124,7 @@ class Pulses:
         return self.latest
 
     def memory(self) -> dict[str, float]:
-        """What is journalled of it: this rank's now, and the others' as they have last told."""
+        """What is journalled of it: this rank's, and the others' as they have last told."""
         return largest([self._mine.memory(), *(pulse.get("memory") for pulse in self._others)])
 
 

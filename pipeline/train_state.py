@@ -123,6 +123,7 @@ class Replicated:
         for name, optimizer in self._optimizers.items():
             asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(stored.parts[f"optimizer.{name}"])
+            lay_as_weights(optimizer)
             for group, options in zip(optimizer.param_groups, asked, strict=True):
                 group.update(options)  # as the config has them now: a resume may change them
         if self._ema:  # averages that were not kept so far begin with the weights
@@ -202,6 +203,16 @@ class Replicated:
     def _names_of_what_optimizers_move(self) -> set[str]:
         moved = {id(p) for optimizer in self._optimizers.values() for p in parameters_of(optimizer)}
         return {name for name, p in self._module.named_parameters(remove_duplicate=False) if id(p) in moved}
+
+
+def lay_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Let moments lie in memory as their weights do (channels last, it may be), as they did before they were in a file. Torch's fused
+    optimizers walk through both side by side, and would step each weight by another's moments without a word.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def make_train_state(

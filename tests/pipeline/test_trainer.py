@@ -63,6 +63,17 @@ class LineWithoutDropout(Line):
         return {"loss": self._error(batch["mel"], batch["id"].float() / 50)}
 
 
+class ChannelsLast(Line):
+    """With weights that lie otherwise in memory than in a file."""
+
+    def __init__(self, config, data, poison=0, bad=None):
+        super().__init__(config, data, poison, bad)
+        self.convolution = nn.Conv2d(3, 3, (1, 3), padding=(0, 1)).to(memory_format=torch.channels_last)
+
+    def _error(self, x, target):
+        return super()._error(self.convolution(x.reshape(len(x), 3, 1, 5)), target)
+
+
 @pytest.fixture
 def lab(tmp_path):
     manifest = write_dataset(tmp_path / "data", [23, 14])
@@ -106,11 +117,12 @@ def final(run: RunFolder, step: int = 20) -> bytes:
     return (run.checkpoints / checkpoint.folder_name(step) / checkpoint.MANIFEST).read_bytes()
 
 
-def test_a_run_in_pieces_is_the_run_in_one(lab):
-    whole, trainer = lab("whole")
+@pytest.mark.parametrize("kind", [Line, ChannelsLast])
+def test_a_run_in_pieces_is_the_run_in_one(lab, kind):
+    whole, trainer = lab("whole", kind=kind)
     assert trainer.fit() is Stop.NO
     for steps in (5, 10, 20):
-        pieces, trainer = lab("pieces", max_steps=steps)
+        pieces, trainer = lab("pieces", kind=kind, max_steps=steps)
         trainer.fit()
     assert losses(pieces) == losses(whole) and len(losses(whole)) == 20
     assert final(pieces) == final(whole)
