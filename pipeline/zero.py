@@ -47,6 +47,8 @@ class Sharded:
     def __init__(self, fabric: Fabric, module: TrainModule, config: RunConfig, ranks: Agreement, saver: Saver) -> None:
         self._fabric, self._module, self._config, self._ranks, self._saver = fabric, module, config, ranks, saver
         module.to(fabric.device)
+        for parameter in module.parameters():  # DeepSpeed flattens them, and refuses what lies channels last
+            parameter.data = parameter.data.contiguous()
         if config.trainer.compile:
             compile_parts(module)
         optimizers = module.configure_optimizers()

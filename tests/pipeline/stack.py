@@ -36,13 +36,15 @@ class Head(nn.Module):
 
 
 class Stack(TrainModule):
-    """Layers of sizes that no number of ranks divides, a recurrence, a weight without a layer, one that is frozen, and a buffer."""
+    """Layers of sizes that no number of ranks divides, a recurrence, a weight that lies by columns, one without a layer, one that is
+    frozen, and a buffer."""
 
     seen: torch.Tensor
 
     def __init__(self, config: RunConfig, data: dict[str, Any], poison: int = 0) -> None:
         super().__init__(config, data)
         self.first = nn.Linear(5, 13)
+        self.first.weight.data = self.first.weight.data.T.contiguous().T
         self.recurrence = nn.GRU(13, 7, batch_first=True)
         self.head = Head()
         self.frozen = nn.Parameter(torch.full((3,), 0.5), requires_grad=False)
