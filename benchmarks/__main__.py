@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and one table of what they compare: ``make bench``, about 25 minutes on two quiet cores.
+"""All benchmarks, one after the other, and one table of what they compare: ``make bench``, about 10 minutes on two quiet cores.
 
     python -m benchmarks [NAME ...]
 
