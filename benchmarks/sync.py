@@ -21,6 +21,7 @@ import jobs.profiles
 from benchmarks.measure import in_turns, memory_folder, seconds
 from benchmarks.rows import Row, amount, hand_over, ratios
 from pipeline.errors import run_command
+from pipeline.runs import RunFolder
 from sync import pull, verify
 from tests.conftest import ROOT
 from tests.monitoring.run_factory import finished_run
@@ -52,6 +53,30 @@ def plain_rsync(far: FarSide, target: Path) -> None:
     subprocess.run(command, env=far.environment, check=True, stdout=subprocess.DEVNULL)
 
 
+def bring_new(far: FarSide) -> tuple[list[float], list[float]]:
+    """Seconds of each turn, ours and plain rsync's, into folders of their own; the looks that follow are of the last pair."""
+    new, plain_new = [], []
+    for turn in reversed(range(NEW)):
+        ours, theirs = (far.here / f"{kind}{turn or ''}" for kind in ("pulled", "plain"))
+        new.append(seconds(lambda to=ours: pull.main(["faraway", "--to", str(to)])))  # type: ignore[misc]
+        plain_new.append(seconds(lambda to=theirs: plain_rsync(far, to)))  # type: ignore[misc]
+    return new, plain_new
+
+
+def verified(far: FarSide, run: RunFolder, where: list[str], megabytes: int) -> tuple[float, float]:
+    """GB a second of a checkpoint of ``megabytes``: here alone, and on both sides."""
+    files = max(1, megabytes // 200)
+    big = run.checkpoints / "step_000000010"
+    big.mkdir()
+    for number in range(files):
+        (big / f"shard-{number}.safetensors").write_bytes(os.urandom(200_000_000))
+    pull.main(["faraway", *where, "--only", "checkpoints"])
+    only = ["--only", "checkpoints", *where, "--runs", str(far.here / "own")]
+    looks = (lambda: verify.main(only), lambda: verify.main(["faraway", *only]))
+    offline, online = (files * 0.2 / median_seconds(look, 3) for look in looks)
+    return offline, online
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sync", description=__doc__)
     parser.add_argument("--files", type=int, default=10_000, help="small files of the run (default 10,000)")
@@ -66,13 +91,7 @@ def main() -> int:
         for number in range(args.files):
             (run.samples / f"{number:05d}.wav").write_bytes(os.urandom(1000))
         where = ["--to", str(far.here / "pulled")]
-        new, plain_new = [], []
-        for turn in reversed(
-            range(NEW)
-        ):  # into folders of their own, the last pair of which the looks that follow are of
-            ours, theirs = (far.here / f"{kind}{turn or ''}" for kind in ("pulled", "plain"))
-            new.append(seconds(lambda to=ours: pull.main(["faraway", "--to", str(to)])))  # type: ignore[misc]
-            plain_new.append(seconds(lambda to=theirs: plain_rsync(far, to)))  # type: ignore[misc]
+        new, plain_new = bring_new(far)
         first, plain_first = statistics.median(new), statistics.median(plain_new)
         laptop = clone(far)
         line = [sys.executable, "sync/pull.py", "faraway", *where]
@@ -88,15 +107,7 @@ def main() -> int:
             REPEATS,
         )
         again, plain_again, typed = (statistics.median(values) for values in found.values())
-        big = run.checkpoints / "step_000000010"
-        big.mkdir()
-        for number in range(max(1, args.size // 200)):
-            (big / f"shard-{number}.safetensors").write_bytes(os.urandom(200_000_000))
-        pull.main(["faraway", *where, "--only", "checkpoints"])
-        only = ["--only", "checkpoints", *where, "--runs", str(far.here / "own")]
-        offline = median_seconds(lambda: verify.main(only), 3)
-        online = median_seconds(lambda: verify.main(["faraway", *only]), 3)
-        size = args.size // 200 * 0.2
+        offline, online = verified(far, run, where, args.size)
         print(
             f"\n{args.files} new files: {first:.2f} s; plain rsync {plain_first:.2f} s; ratio {first / plain_first:.2f}"
         )
@@ -113,7 +124,7 @@ def main() -> int:
                 Row("the same as typed", amount(found["typed"], "s"), beside, ratios(found["typed"], found["plain"]), at_most=1.5),
             ],
         )  # fmt: skip
-        print(f"verify, warm cache: {size / offline:.2f} GB/s here alone, {size / online:.2f} GB/s on both sides")
+        print(f"verify, warm cache: {offline:.2f} GB/s here alone, {online:.2f} GB/s on both sides")
     return 0
 
 

@@ -251,17 +251,9 @@ class RunConfig(Section):
 
 # What a run may change without becoming another run: how long and how often (budget), and what depends on the machine (host).
 BUDGET_KEYS = (
-    "max_steps",
-    "log_every",
-    "validate_every",
-    "validate_batches",
-    "save_every",
-    "sample_every",
-    "keep",
-    "hang_seconds",
-    "rollback",
+    "max_steps", "log_every", "validate_every", "validate_batches", "save_every", "sample_every", "keep", "hang_seconds", "rollback",
     "profile",
-)
+)  # fmt: skip
 HOST_KEYS = {
     "trainer": ("micro_batch", "activation_checkpointing", "strategy", "deepspeed", "compile"),
     "data": ("workers",),

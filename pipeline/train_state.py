@@ -138,7 +138,7 @@ class Replicated:
         """
         if self._config.trainer.compile:
             alone = StillEngine(self._module, self._config.trainer.micro_batch, self._fabric.autocast)
-            with as_it_is(self._config.trainer.compile), counting:
+            with as_it_is(True), counting:
                 self.rehearse(alone, batch, step)
             self.rehearse(alone, batch, step)
         if world_size() >= 3 and len(self._optimizers) == 1:

@@ -76,6 +76,8 @@ class Trainer:
         self.reporter = Reporter(run, attempt, world, self.pulse) if attempt.number is not None else None
         self.heartbeat = self.reporter.heartbeat if self.reporter else Heartbeat(self.pulse.write)
         self.first_step = FirstStep(fabric.device, config.trainer.precision)
+        self._unseen: deque[Tensor] = deque(maxlen=UNSEEN)
+        self._sound = 0  # the last step that was looked at and found sound
 
     def fit(self) -> Stop:
         """Train to ``max_steps`` or to an agreed stop; returns why it ended (``Stop.NO``: complete).
@@ -90,8 +92,7 @@ class Trainer:
             stored.parts.close()
         section = self.config.trainer
         start, loader = self.at.step, self._loader()
-        self._unseen: deque[Tensor] = deque(maxlen=UNSEEN)
-        self._sound = start  # the last step that was looked at and found sound
+        self._sound = start
         batches = iter(loader)
         if self.reporter:
             self.reporter.begin(self.at.step, section.max_steps, self.manifest.identity, self.config.data.batch_size)
@@ -139,12 +140,7 @@ class Trainer:
                 if saving:
                     self.at.data = loader.state_after(step - start)
                     self._save(last=last or agreed is not Stop.NO)
-        complete = self.at.step >= section.max_steps
-        if self.reporter and complete and agreed is not Stop.SUPERSEDED:
-            self._check_saved()
-        if self.reporter:
-            self.reporter.end(self.at.step, agreed, complete=complete)
-        return Stop.NO if complete else agreed
+        return self._end(agreed)
 
     # -- where the run stands -----------------------------------------------------------------------------------
 
@@ -212,6 +208,15 @@ class Trainer:
         with self.watchdog.patient():
             yield
             self.agreement.maximum(0)
+
+    def _end(self, agreed: Stop) -> Stop:
+        """Write down how the attempt ended; ``Stop.NO``: the run is complete."""
+        complete = self.at.step >= self.config.trainer.max_steps
+        if self.reporter and complete and agreed is not Stop.SUPERSEDED:
+            self._check_saved()
+        if self.reporter:
+            self.reporter.end(self.at.step, agreed, complete=complete)
+        return Stop.NO if complete else agreed
 
     def _check_saved(self) -> None:
         """A run whose last weights are not on disk is not complete."""
