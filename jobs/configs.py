@@ -137,8 +137,8 @@ def _nothing_prepared(config: RunConfig, folder: Path, root: Path) -> UserError:
     find_stage(_dataset_of(recipe), recipe)
     again = f"{prepare_command(config)} --out {root}"
     corpora = [name for name, module in demo.DATASETS.items() if recipe == importlib.import_module(module).RECIPE]
-    before = f" FOLDER comes from: python data_prep/demo.py {corpora[0]} --out FOLDER" if corpora else ""
-    return UserError(f"no prepared data in {folder}; make it with: {again}{before}")
+    before = f"python data_prep/demo.py {corpora[0]} --out FOLDER && " if corpora else ""
+    return UserError(f"no prepared data in {folder}; make it with: {before}{again}")
 
 
 def find_data(config: RunConfig, root: Path) -> Manifest:
