@@ -356,7 +356,9 @@ def test_missing_data_names_the_prepare_command(tmp_path):
     done = launch("dismix_demo", data=tmp_path / "none", runs=tmp_path / "runs")
     assert done.returncode == 2
     assert "python data_prep/prepare.py cocochorales --source FOLDER --recipe cocochorales_simple_demo" in done.stderr
-    assert "make it with: python data_prep/demo.py cocochorales --out FOLDER && python data_prep/prepare.py" in done.stderr
+    assert (
+        "make it with: python data_prep/demo.py cocochorales --out FOLDER && python data_prep/prepare.py" in done.stderr
+    )
 
 
 def test_shards_of_another_dataset_are_refused(demo_data, tmp_path):
