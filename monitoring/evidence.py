@@ -112,15 +112,18 @@ def _of_logs(run: RunFolder, history: Sequence[dict[str, Any]], start: int, atte
     """The end of each rank's log of the newest job; SLURM's own lines in it one by one, for they name node and rank."""
     logs = rank_logs(run)
     began = history[start]["time"] if history else 0.0
+    failed = {e["rank"]: e for e in history[start:] if e["event"] == "rank_failed" and isinstance(e.get("rank"), int)}
     for log in (log for log in logs if log.job == logs[-1].job and log.modified >= began):
-        node = attempts[-1].node_of(log.rank) if attempts else ""
+        told = failed.get(log.rank, {})
+        node = str(told.get("node") or (attempts[-1].node_of(log.rank) if attempts else ""))
         for file in log.files:
             text = _end_of(file)
             slurms = [line for line in text.splitlines() if SLURMS.match(line)]
             own = "\n".join(line for line in text.splitlines() if not SLURMS.match(line))
             at = _told_at(log, file)
             if SAYS_SOMETHING.search(own):
-                yield Word(at, own, file.name, log.rank, node)
+                # A rank prints its traceback after it has told the history; a file's time may be some ms, or another host's clock, behind.
+                yield Word(max(at, float(told.get("time", 0.0))), own, file.name, log.rank, node)
             yield from (_of_slurmstepd(line, at, file) for line in slurms)
 
 

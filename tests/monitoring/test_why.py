@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -79,6 +80,16 @@ def test_a_training_that_died_is_made_out(run, data, way, cause, said):
     assert run.path.parent.name in verdict.do or "python" not in verdict.do
     if cause not in WITHOUT_NODE:
         assert (verdict.rank, verdict.node) == (0, NODE)
+
+
+def test_a_log_whose_clock_is_behind_the_historys_says_the_same(run, data):
+    """A file's time follows a coarser clock than the history's, and on a shared file system the server's."""
+    die("no_weights", run, data)
+    (log,) = run.logs.glob("*_rank0.log")
+    for behind in (0.004, 3.0):
+        os.utime(log, (log.stat().st_atime, log.stat().st_mtime - behind))
+        verdict = judge(run)
+        assert (verdict.cause, verdict.rank, verdict.node) == ("weights_missing", 0, NODE), verdict
 
 
 def test_of_two_ranks_the_one_that_was_killed_is_named_and_not_the_one_that_complains(run, data):
