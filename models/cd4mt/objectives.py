@@ -73,7 +73,8 @@ def _snr_weight(config: ModelConfig, sigma: Tensor) -> Tensor:
 def _neighbours(config: ModelConfig, draw: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Two levels next to each other, (B,) each: uniformly drawn for CM, log-normally for iCT."""
     levels = cm_levels(step, config.cm) if config.objective == "cm" else ict_levels(step, config.ict)
-    sigmas = karras_sigmas(levels, config.sigma_min, config.sigma_max, config.rho).flip(0).to(draw.device)
+    sigmas = karras_sigmas(levels, config.sigma_min, config.sigma_max, config.rho).flip(0)
+    sigmas = sigmas.to(draw.device, non_blocking=True)
     if config.objective == "cm":
         number = (draw * (levels - 1)).long()
     else:

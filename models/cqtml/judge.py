@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.blocks.precision import full_precision
+from models.blocks.precision import full_precision, kept_for_all
 from models.cqtml.brightness import to_columns
 from models.cqtml.music import band_onsets, ear_onsets, pulse
 from models.cqtml.vit import PATCH
@@ -76,4 +77,9 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 def smooth(curve: Tensor) -> Tensor:
     """(..., C) -> the same, each point with half of its neighbours: an onset may fall on either side of a column's border."""
     flat = F.pad(curve.reshape(-1, 1, curve.shape[-1]), (1, 1), mode="replicate")
-    return F.conv1d(flat, flat.new_tensor([[[0.25, 0.5, 0.25]]])).reshape(curve.shape)
+    return F.conv1d(flat, _neighbours(flat.dtype, flat.device)).reshape(curve.shape)
+
+
+@kept_for_all
+def _neighbours(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([[[0.25, 0.5, 0.25]]], dtype=dtype).to(device)

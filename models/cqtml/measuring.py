@@ -18,6 +18,7 @@ from models.cqtml.judge import correlation, smooth
 from models.cqtml.network import Generator
 from models.cqtml.vit import PATCH
 from models.metrics import Figure, mean
+from pipeline.engine import to_device
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
@@ -35,7 +36,7 @@ def held_out(folder: Path, split: str, device: torch.device) -> Iterator[Batch]:
             f"the {split} split of {folder} has {manifest.samples(split)} segments; the figures need 2 at least."
         )
     for batch in Evaluation(manifest, split, batch_size=BATCH):
-        yield {name: value.to(device) for name, value in batch.items()}
+        yield to_device(batch, device)
 
 
 def follows(lights: Tensor, onsets: Tensor) -> Tensor:

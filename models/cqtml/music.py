@@ -52,14 +52,12 @@ def ear_onsets(audio: Tensor, frames: int) -> Tensor:
 def note_onsets(notes: Tensor, count: Tensor, frames: int) -> Tensor:
     """MusicNet's labels (B, 512, 4), of which ``count`` (B,) are notes -> (B, 3, T): 1 where a note of the band begins."""
     start, pitch = notes[..., 0], notes[..., 2]
-    hit = torch.zeros(len(notes), len(BANDS), frames, device=notes.device)
     frame = torch.div(start, CQT.hop, rounding_mode="floor").long()
     bins = (pitch - 24).clamp(0, BINS - 1)  # bin 0 is C1, MIDI 24
     real = (torch.arange(notes.shape[1], device=notes.device) < count[:, None]) & (start >= 0) & (frame < frames)
-    for band, (low, high) in enumerate(BANDS):
-        rows, places = torch.nonzero(real & (bins >= low) & (bins < high), as_tuple=True)
-        hit[rows, band, frame[rows, places]] = 1.0
-    return hit
+    silent = torch.zeros(len(notes), frames, device=notes.device)
+    begin = [(real & (bins >= low) & (bins < high)).float() for low, high in BANDS]
+    return torch.stack([silent.scatter_reduce(1, frame.clamp(0, frames - 1), here, "amax") for here in begin], 1)
 
 
 @full_precision
@@ -70,8 +68,7 @@ def pulse(onsets: Tensor) -> Tensor:
     hop = max(1, size // 8)
     padded = F.pad(slow, (size // 2, size // 2 + hop))
     windows = padded.unfold(-1, size, hop)  # (B, W, size)
-    window, waves = _pulse_waves(size)
-    waves = waves.to(windows.device)
+    window, waves = _pulse_waves(size, windows.device)
     found = torch.complex(windows @ waves.real, -(windows @ waves.imag))  # (B, W, tempi)
     strongest = found.abs().argmax(-1, keepdim=True)
     chosen = found.gather(-1, strongest)
@@ -117,8 +114,8 @@ def _overlap_add(windows: Tensor, hop: int, length: int) -> Tensor:
 
 
 @kept_for_all
-def _pulse_waves(size: int) -> tuple[Tensor, Tensor]:
+def _pulse_waves(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Hann window (size,) and windowed oscillations (size, tempi) of every tempo."""
     window = torch.hann_window(size, periodic=False).clamp_min(1e-3)
     angle = 2 * math.pi * torch.arange(size)[:, None] / PULSE_RATE * TEMPI
-    return window, torch.polar(window[:, None].expand_as(angle).contiguous(), angle)
+    return window.to(device), torch.polar(window[:, None].expand_as(angle).contiguous(), angle).to(device)

@@ -131,7 +131,7 @@ def drawn_settings(layout: Layout, position: Tensor, random: KeyedRandom, device
     for name, section in layout.sections.items():
         strips = layout.tracks if name == "track" else 1
         draws = random.uniform(f"diff_mst/made/{name}", position, (strips, 1, len(section)), device)
-        start = draws.new_tensor([knob.to_turn(knob.start) for knob in section])
+        start = torch.tensor([knob.to_turn(knob.start) for knob in section]).to(draws, non_blocking=True)
         found[name] = from_turns(start + CALM * (draws - start), section)
     return found
 

@@ -31,6 +31,7 @@ from models.diff_mst.rendering import integrated_loudness
 from models.diff_mst.train_module import TrainModule
 from models.losses import multi_resolution_stft
 from models.metrics import Figure, mean
+from pipeline.engine import to_device
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import SplitReader
@@ -77,13 +78,13 @@ def read_samples(manifest: Manifest, split: str, most: int | None) -> list[Sampl
     return [sample for sample in found if bool(sample.get("has_reference", True))]
 
 
-def batch_of(samples: list[Sample], others: list[Sample] | None = None) -> Batch:
-    """Tensors of all arrays, positions counted from 0; ``others`` become the partners."""
+def _batch(module: TrainModule, samples: list[Sample], others: list[Sample] | None = None) -> Batch:
+    """Tensors of all arrays, on the module's device, positions counted from 0; ``others`` become the partners."""
     names = [name for name, value in samples[0].items() if isinstance(value, np.ndarray | np.generic)]
     batch = {name: torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples])) for name in names}
     for name in names if others is not None else ():
         batch[f"other_{name}"] = torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in others or []]))
-    return batch | {"position": torch.arange(len(samples))}
+    return to_device(batch | {"position": torch.arange(len(samples))}, next(module.parameters()).device)
 
 
 def song_of(sample: Sample) -> str:
@@ -107,8 +108,8 @@ def _shuffled(module: TrainModule, samples: list[Sample], measured: Measured) ->
     weights = module.model_config.weights
     for first in range(0, len(samples), BATCH):
         chosen = slice(first, first + BATCH)
-        seen = module.view(batch_of(samples[chosen], others[chosen]))
-        wrong = module.view(batch_of(strange[chosen], strange[chosen]))
+        seen = module.view(_batch(module, samples[chosen], others[chosen]))
+        wrong = module.view(_batch(module, strange[chosen], strange[chosen]))
         totals = {}
         for name, shown in (("own_reference", seen.reference), ("shuffled_reference", wrong.reference)):
             mix = module.mixed(replace(seen, reference=shown))[0].mix
@@ -132,7 +133,7 @@ def _song_consoles(module: TrainModule, samples: list[Sample], recipe: Recipe, m
     found = {}
     for song, own in list(_by_song(samples).items())[:most]:
         spread = np.linspace(0, len(own) - 1, min(recipe.segments, len(own))).round().astype(int)
-        seen = module.view(batch_of([own[i] for i in spread]))
+        seen = module.view(_batch(module, [own[i] for i in spread]))
         with torch.no_grad():
             each = module.model.settings(seen.heard, seen.reference)
         start = baselines.averaged(module, [{n: v[i : i + 1] for n, v in each.items()} for i in range(len(spread))])
@@ -160,10 +161,9 @@ def _compared(
     for song, own in _by_song(samples).items():
         heard: list[Settings] = []
         for first in range(0, len(own), BATCH):
-            batch = batch_of(own[first : first + BATCH])
             with torch.inference_mode():
-                seen = module.view(batch)
-                mixes = _mixes(module, batch, seen, {"preset": preset, "ceiling": ceilings[song]})
+                seen = module.view(_batch(module, own[first : first + BATCH]))
+                mixes = _mixes(module, seen, {"preset": preset, "ceiling": ceilings[song]})
                 rendered, settings = module.mixed(seen)
                 _measure(module, mixes | {"model": rendered.mix}, seen.like, measured)
             heard += [{n: v[i : i + 1] for n, v in settings.items()} for i in range(len(seen.tracks))]
@@ -180,7 +180,7 @@ def _errors(stands: dict[str, truth.Stand], known: dict[str, Any], module: Train
             measured.setdefault(f"error_{name}_{who}", []).append(error)
 
 
-def _mixes(module: TrainModule, batch: Batch, seen: View, consoles: dict[str, Settings]) -> dict[str, Tensor]:
+def _mixes(module: TrainModule, seen: View, consoles: dict[str, Settings]) -> dict[str, Tensor]:
     count = len(seen.tracks)
     found = {"raw": seen.tracks.sum(1, keepdim=True).expand(-1, 2, -1)}
     loud = [torch.tensor([integrated_loudness(w.numpy(), module.sample_rate) for w in waves]) for waves in (

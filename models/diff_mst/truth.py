@@ -55,8 +55,8 @@ class Stand:
 
 def stand(settings: Settings, layout: Layout) -> Stand:
     """Of one setting of one track, (1, 1, 1, P)."""
-    track = settings["track"][:, 0, 0]
-    values = named(track, layout.track) | named(settings["bus"][:, 0, 0], layout.bus)
+    track, bus = (settings[name][:, 0, 0].cpu() for name in ("track", "bus"))
+    values = named(track, layout.track) | named(bus, layout.bus)
     curve = equaliser_curve(track, layout.track, layout.sample_rate, HERTZ)[0]
     return Stand({name: float(value) for name, value in values.items()}, curve)
 

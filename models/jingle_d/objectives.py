@@ -5,6 +5,7 @@ Shapes: B samples, C latent channels, L frames, n audio samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -122,4 +123,4 @@ def style_learned(given: Tensor, target: Tensor) -> Tensor:
 def style_ambiguous(made: Tensor) -> Tensor:
     """Cross-entropy to both styles alike, least where neither is told (Elgammal et al. 1706.07068, Eq. (2)); 0 there."""
     log_shares = made.log_softmax(-1)
-    return (-log_shares.mean(-1)).mean() - torch.log(torch.tensor(2.0, device=made.device))
+    return (-log_shares.mean(-1)).mean() - math.log(2)

@@ -207,7 +207,7 @@ class TrainModule(BaseModule):
         self, latent: Tensor, wave: Tensor, clean: tuple[Tensor, Tensor], heard: tuple[Tensor, ...], position: Tensor
     ) -> Terms:
         """What each of them minimises; of real recordings a step sees every sample's input or its target, in turn by position."""
-        turn = (position % 2 == 0).to(latent.device)
+        turn = (position % 2 == 0).to(latent.device, non_blocking=True)
         told = {"told_style": objectives.style_learned(*(self.style(x) for x in clean))}
         if self.latent_discriminator is not None:
             real = torch.where(turn[:, None, None], clean[0], clean[1])

@@ -121,6 +121,6 @@ DE_ESSER_ATTACK, DE_ESSER_RELEASE, DE_ESSER_KNEE = 1.0, 40.0, 6.0  # ms, ms, dB
 
 def de_esser_reduction(level: Tensor, knobs: dict[str, Tensor], step_ms: float) -> Tensor:
     """Levels (..., T) of the sibilant band -> decibels by which that band is reduced."""
-    fixed = level.new_tensor
-    wanted = reduction_wanted(level, knobs["sibilance_threshold"], knobs["sibilance_ratio"], fixed(DE_ESSER_KNEE))
-    return smoothed(wanted, fixed(DE_ESSER_ATTACK), fixed(DE_ESSER_RELEASE), step_ms)
+    knee, attack, release = (level.new_full((), x) for x in (DE_ESSER_KNEE, DE_ESSER_ATTACK, DE_ESSER_RELEASE))
+    wanted = reduction_wanted(level, knobs["sibilance_threshold"], knobs["sibilance_ratio"], knee)
+    return smoothed(wanted, attack, release, step_ms)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.blocks.console.layout import Layout, Section
+from models.blocks.precision import kept_for_all
 
 Settings = dict[str, Tensor]  # section -> values (B, S, K, P), each in its knob's unit
 Knobs = dict[str, Tensor]  # name -> values (B, S, K)
@@ -16,10 +17,16 @@ Knobs = dict[str, Tensor]  # name -> values (B, S, K)
 
 def from_turns(turns: Tensor, section: Section) -> Tensor:
     """Positions 0..1 (..., P) -> values in each knob's unit; differentiable."""
-    low, high = (turns.new_tensor([float(getattr(knob, end)) for knob in section]) for end in ("low", "high"))
-    curved = turns.new_tensor([knob.logarithmic for knob in section], dtype=torch.bool)
+    low, high, curved = _ends(section, turns.dtype, turns.device)
     ratio = torch.where(curved, high / torch.where(curved, low, torch.ones_like(low)), torch.ones_like(low))
     return torch.where(curved, low * ratio**turns, low + (high - low) * turns)
+
+
+@kept_for_all
+def _ends(section: Section, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) each: the knobs' lowest and highest values, and which are turned in octaves."""
+    low, high = (torch.tensor([float(getattr(knob, end)) for knob in section], dtype=dtype) for end in ("low", "high"))
+    return low.to(device), high.to(device), torch.tensor([knob.logarithmic for knob in section]).to(device)
 
 
 def to_turns(values: Tensor, section: Section) -> Tensor:

@@ -19,6 +19,7 @@ from models.cqtml.reward.train_module import TrainModule
 from models.cqtml.taste import calibration_error
 from models.metrics import Figure, accuracy
 from models.showing import canvas, save
+from pipeline.engine import to_device
 from pipeline.errors import UserError
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
@@ -36,7 +37,7 @@ def evaluate(module: TrainModule, data_folder: Path, out: Path, split: str = "te
         raise UserError(f"{data_folder} has no comparisons of {split} songs; rate pairs of all splits.")
     parts = []
     for batch in Evaluation(manifest, split, batch_size=BATCH):
-        there = {name: value.to(device) for name, value in batch.items()}
+        there = to_device(batch, device)
         parts.append(torch.stack([_margin(module, there), -_margin(module, _exchanged(there)), there["choice"]]).cpu())
     margin, exchanged, choice = torch.cat(parts, 1)
     decided = choice != 0.5

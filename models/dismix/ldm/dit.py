@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks.precision import kept_for_all
 from models.dismix.config import DitShape
 from models.dismix.ldm.encoders import FEATURES
 from models.dismix.ldm.vae import LATENT
@@ -29,11 +30,12 @@ def assemble(patches: Tensor, patch: int) -> Tensor:
     return frames.movedim(-1, -3)
 
 
-def positions(count: int, width: int) -> Tensor:
+@kept_for_all
+def positions(count: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
     """Sinusoids (count, width) of a patch's place within its member (Vaswani et al. 2017); members have no order."""
     rate = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2) / width)
     angle = torch.arange(count)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(device, dtype)
 
 
 class Block(nn.Module):
@@ -86,7 +88,7 @@ class Dit(nn.Module):
         members = noisy.shape[1]
         patches = partition(noisy, self.patch)  # (B, M, n, D)
         count = patches.shape[2]
-        place = positions(count, patches.shape[-1]).to(patches)
+        place = positions(count, patches.shape[-1], patches.dtype, patches.device)
         hidden = self.entry(patches + place).flatten(1, 2)
         told = partition(condition, self.patch).flatten(1, 2) + self.level(level[:, None] / 4)[:, None]
         mask = None if alone is None else _own_member(members, count, alone)

@@ -24,6 +24,7 @@ from models.dismix.ldm.judges import Judges, clean_sources, trained_judges
 from models.dismix.ldm.rendering import CHUNK, codec_of, encode, render, to_mel
 from models.dismix.ldm.training import LdmModule
 from models.metrics import Figure, accuracy, frechet_distance, mean
+from pipeline.engine import to_device
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
 from pipeline.rng import KeyedRandom
@@ -44,7 +45,7 @@ def evaluate(module: LdmModule, data_folder: Path, out: Path, split: str = "test
     collected: dict[str, list[Tensor]] = {}
     for crop in range(min(CROPS, int(module.data["frames"]) // module.sizes.frames)):
         for batch in Evaluation(manifest, split, batch_size=CHUNK, limit=-(-JUDGED // CHUNK)):
-            on_device = {name: value.to(device) for name, value in batch.items()}
+            on_device = to_device(batch, device)
             for name, values in judged(module, codec, judges, on_device, crop):
                 collected.setdefault(name, []).append(values.cpu())
     measured = {name: torch.cat(parts) for name, parts in collected.items()}

@@ -22,6 +22,7 @@ from models.dismix.judges import rotation
 from models.dismix.simple.judges import Judges, clean_sources, trained_judges
 from models.dismix.simple.training import SimpleModule
 from models.metrics import Figure, accuracy, mean
+from pipeline.engine import to_device
 from pipeline.loader import Evaluation
 from pipeline.manifest import read_manifest
 from pipeline.train_module import Batch
@@ -44,7 +45,7 @@ def evaluate(module: SimpleModule, data_folder: Path, out: Path, split: str = "t
     judges.to(device)
     collected: dict[str, list[Tensor]] = {}
     for batch in Evaluation(manifest, split, batch_size=BATCH, limit=-(-JUDGED // BATCH)):
-        for name, values in judged(module, judges, {k: v.to(device) for k, v in batch.items()}):
+        for name, values in judged(module, judges, to_device(batch, device)):
             collected.setdefault(name, []).append(values.cpu())
     measured = {name: torch.cat(parts) for name, parts in collected.items()}
     show_timbre_space(measured.pop("timbre"), measured.pop("instrument"), manifest.info["instruments"], out)
