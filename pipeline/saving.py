@@ -69,7 +69,7 @@ class HostMemory:
 
 def _copy(buffer: Tensor, tensor: Tensor) -> None:
     """By one thread: it is bound by the memory, and OpenMP's threads wait for each other where the cores are busy."""
-    if tensor.is_contiguous():
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
         buffer.reshape(-1).view(torch.uint8).numpy()[:] = tensor.reshape(-1).view(torch.uint8).numpy()
     else:
         buffer.copy_(tensor)

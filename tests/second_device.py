@@ -192,6 +192,12 @@ class _Calls(TorchFunctionMode):
             return args[0].here.tolist()
         if function is Tensor.numpy and isinstance(args[0], There):
             raise TypeError("can't convert a gpu:0 tensor to numpy. Use Tensor.cpu() first.")
+        if function in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (
+                args[0],
+                tree_map_only(list, torch.tensor, args[1], is_leaf=lambda x: isinstance(x, list)),
+                *args[2:],
+            )
         generator = kwargs.get("generator")
         if generator is not None:
             out = kwargs.get("out", args[0] if args and isinstance(args[0], Tensor) else None)
@@ -223,9 +229,15 @@ def _begin() -> None:
     _backend()
 
 
+def _no_gradients(mode: Any) -> None:
+    """What inference mode does that can be done with tensors such as these."""
+    mode._inference_mode_context = torch.set_grad_enabled(not mode.mode)
+
+
 @contextmanager
 def second_device() -> Iterator[tuple[torch.device, list[str]]]:
     """Within the block ``gpu:0`` exists. Yields the device, and a growing list of what made the host wait for it."""
     waits: list[str] = []
-    with mock.patch("torch.Generator", _Generator), _Calls(waits), _Dispatch(waits):
+    patches = mock.patch("torch.Generator", _Generator), mock.patch("torch.inference_mode.__enter__", _no_gradients)
+    with patches[0], patches[1], _Calls(waits), _Dispatch(waits):
         yield _backend(), waits

@@ -57,10 +57,10 @@ class Stack(TrainModule):
         return (value - batch["id"].float() / 50).square().mean()
 
     def training_step(self, batch, step):
-        noise = 0.01 * self.random.normal("stack", batch["position"], (3, 5))
+        noise = 0.01 * self.random.normal("stack", batch["position"], (3, 5), batch["mel"].device)
         self.seen += 1
         loss = self._error(batch, noise)
-        autocast = torch.tensor(float(torch.is_autocast_enabled("cpu")))
+        autocast = torch.full_like(loss, float(torch.is_autocast_enabled("cpu"))).detach()
         return {"loss": loss * float("nan") if step == self.poison else loss, "autocast": autocast}
 
     def validation_step(self, batch, step):

@@ -40,8 +40,8 @@ class Noise:
 
     def level(self, step: Tensor) -> Tensor:
         """log(abar_t / (1 - abar_t)) of steps int64 (B,)."""
-        kept = self._forward.alphas_cumprod.to(step.device)[step]
-        return torch.logit(kept.double()).float()
+        self._forward.alphas_cumprod = self._forward.alphas_cumprod.to(step.device)  # once, as its add_noise does
+        return torch.logit(self._forward.alphas_cumprod[step].double()).float()
 
     @torch.no_grad()
     def sample(self, denoise: Denoiser, noise: Tensor, sampler: str | None = None, steps: int | None = None) -> Tensor:
