@@ -414,7 +414,10 @@ def sample(number):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
+    return write_songs(tmp_path_factory.mktemp("shards"))
+
+
+def write_songs(folder):
     for split, count in {"train": 2, "valid": 2, "test": 4}.items():
         write_dataset(folder, [count], split, sample)
     tree = unsealed((folder / MANIFEST).read_bytes())

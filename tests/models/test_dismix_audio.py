@@ -34,15 +34,18 @@ def sample(number):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
+def write_clips(folder):
     for split, shards in {"train": [4], "valid": [9], "test": [3, 4]}.items():
         write_dataset(folder, shards, split, sample)
     tree = unsealed((folder / MANIFEST).read_bytes())
     tree["info"] = info("dismix_demo")
     (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")

@@ -35,15 +35,18 @@ def sample(number):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
+def write_clips(folder):
     for split, shards in {"train": [2], "valid": [2], "test": [1, 2]}.items():
         write_dataset(folder, shards, split, sample)
     tree = unsealed((folder / MANIFEST).read_bytes())
     tree["info"] = info("dismix_ldm_demo", *SMALL)
     (folder / MANIFEST).write_bytes(sealed(tree))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,13 @@ def there():
 
 
 def trainings() -> list[tuple[str, tuple[str, ...]]]:
-    """Every demo config that trains, and CD4MT's objectives without a demo; not scm: such tensors know no forward derivatives."""
+    """Every demo config that trains, and CD4MT's objectives without a demo."""
     names = sorted(path.stem for path in CONFIGS.glob("*_demo*.yaml") if not path.stem.endswith("_pairs"))
     edm = ("cd4mt_demo_edm", ("model.edm=null",))
     others = (
         ("model.objective=cm", "model.cm={steps: 40, last: 10}"),
         ("model.objective=ict", "model.ict={steps: 40}"),
+        ("model.objective=scm", "model.noise_level=angle", "model.scm={warmup_steps: 5}"),
     )
     return [(name, ()) for name in names] + [(edm[0], edm[1] + other) for other in others]
 
