@@ -142,7 +142,32 @@ def _gru_cell_backward(gradient: Tensor, workspace: Tensor, has_bias: bool) -> t
     return given, hidden, gradient * update, *((x.sum(0) if has_bias else None) for x in (given, hidden))
 
 
+def _lstm_cell(given: Tensor, hidden: Tensor, cell: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gates = (given + hidden + sum(biases)).chunk(4, -1)
+    entry, forget, new, exit_ = gates[0].sigmoid(), gates[1].sigmoid(), gates[2].tanh(), gates[3].sigmoid()
+    cell = forget * cell + entry * new
+    return exit_ * cell.tanh(), cell, torch.cat([entry, forget, new, exit_], -1)
+
+
+def _lstm_cell_backward(
+    gradient: Tensor | None, of_cell: Tensor | None, before: Tensor, cell: Tensor, workspace: Tensor, has_bias: bool
+) -> tuple[Tensor | None, ...]:
+    entry, forget, new, exit_ = workspace.chunk(4, -1)
+    gradient = torch.zeros_like(cell) if gradient is None else gradient
+    turned = cell.tanh()
+    through = gradient * exit_ * (1 - turned**2) + (0 if of_cell is None else of_cell)
+    gates = [
+        through * new * entry * (1 - entry),
+        through * before * forget * (1 - forget),
+        through * entry * (1 - new**2),
+        gradient * turned * exit_ * (1 - exit_),
+    ]
+    return torch.cat(gates, -1), through * forget, torch.cat(gates, -1).sum(0) if has_bias else None
+
+
 OWN_KERNELS = {
+    aten._thnn_fused_lstm_cell.default: _lstm_cell,
+    aten._thnn_fused_lstm_cell_backward_impl.default: _lstm_cell_backward,
     aten._efficientzerotensor.default: torch.zeros,  # forward derivatives begin with tensors without numbers, which no kernel may see
     aten._thnn_fused_gru_cell.default: _gru_cell,
     aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,

@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ import soundfile
 import torch
 
 from models import registry
+from models.codecs import SAMPLE_RATES, load_codec
 from models.dismix.ldm.judges import trained_judges as ldm_judges
 from models.dismix.simple.judges import trained_judges as simple_judges
 from models.features import waveform
@@ -29,6 +30,7 @@ from tests.models import test_diff_mst as diff_mst
 from tests.models import test_dismix_audio as dismix
 from tests.models import test_dismix_ldm_audio as dismix_ldm
 from tests.models.helpers import build, load
+from tests.models.stand_in_weights import write_audioldm2, write_encodec, write_music2latent
 from tests.pipeline.shard_factory import write_dataset
 from tests.second_device import apart, second_device
 
@@ -146,9 +148,9 @@ def used(make: Callable[[Path], Case], folder: Path) -> tuple[dict[str, Any], di
 
 
 @pytest.fixture(scope="module")
-def there():
+def process():
     with apart() as process:
-        yield lambda *args: process.submit(used, *args).result()
+        yield process
 
 
 # What two steps of Adam come to, each as long for a slope that is nearly none, hangs on the last bit.
@@ -159,8 +161,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-def test_figures_and_audio(there, make, tmp_path):
-    figures, expected, files, expected_files = there(make, tmp_path)
+def test_figures_and_audio(process, make, tmp_path):
+    figures, expected, files, expected_files = process.submit(used, make, tmp_path).result()
     assert files == expected_files and figures.keys() == expected.keys()
     for name in (name for name in figures if not DESCENT.search(name)):
         one, other = (
@@ -168,3 +170,27 @@ def test_figures_and_audio(there, make, tmp_path):
         )
         if isinstance(one, float) and "seconds" not in name and not math.isnan(other):
             assert one == pytest.approx(other, rel=0.05, abs=0.02), name
+
+
+def coded(name: str, weights: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of one codec, there and here: latents, what is decoded of them, and the gradient where it passes one."""
+    wave, found = 0.1 * torch.randn(2, 15360, generator=torch.Generator().manual_seed(0)), []
+    for context, device in ((nullcontext(), "cpu"), (second_device(), "gpu:0")):
+        with context:
+            codec = load_codec(name, weights, device, {"mdct": 44100}.get(name))
+            latent = codec.encode(wave).detach().requires_grad_(codec.differentiable)
+            decoded = codec.decode(latent)
+            if codec.differentiable:
+                decoded.square().sum().backward()
+            seen = [latent.detach(), decoded.detach(), *([latent.grad] if codec.differentiable else [])]
+            assert all(tensor.device.type == torch.device(device).type for tensor in seen)
+            found.append([tensor.cpu() for tensor in seen])
+    return list(zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", SAMPLE_RATES)
+def test_codecs(process, name, tmp_path):
+    for write in (write_encodec, write_audioldm2, write_music2latent):
+        write(tmp_path)
+    for expected, found in process.submit(coded, name, tmp_path).result():
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
