@@ -179,10 +179,11 @@ def coded(name: str, weights: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
         with context:
             codec = load_codec(name, weights, device, {"mdct": 44100}.get(name))
             latent = codec.encode(wave).detach().requires_grad_(codec.differentiable)
-            decoded = codec.decode(latent)
-            if codec.differentiable:
-                decoded.square().sum().backward()
-            seen = [latent.detach(), decoded.detach(), *([latent.grad] if codec.differentiable else [])]
+            decoded = codec.decode(latent).detach()
+            seen = [latent.detach(), decoded]
+            if codec.differentiable:  # up to the mel, where there is one: gradients of a phase that is found are noise
+                getattr(codec, "decode_mel", codec.decode)(latent).square().sum().backward()
+                seen.append(latent.grad)
             assert all(tensor.device.type == torch.device(device).type for tensor in seen)
             found.append([tensor.cpu() for tensor in seen])
     return list(zip(*found, strict=True))
