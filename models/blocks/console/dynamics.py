@@ -8,6 +8,9 @@ Shapes: n samples, T milliseconds; leading dimensions (...) are samples of a bat
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 from models.blocks.precision import kept_for_all
 
 FLOOR = -120.0  # dB; what a level is at least
-STRETCH = 16  # milliseconds taken together where attack and release are told apart
+ONE_BY_ONE = 32  # maps that are gone through in turn where attack and release are told apart: fewer take more sorting
 
 
 def control_hop(sample_rate: int) -> int:
@@ -43,51 +46,91 @@ def smoothed(wanted: Tensor, attack: Tensor, release: Tensor, step_ms: float) ->
     """
     rise, fall = torch.exp(-step_ms / attack), torch.exp(-step_ms / release)
     keep = torch.where(_rises(wanted, rise, fall), rise, fall)
-    return _recursion(keep, (1 - keep) * wanted)
+    y: Tensor = _Recursion.apply(keep, (1 - keep) * wanted)
+    return y
 
 
 @torch.no_grad()
 def _rises(wanted: Tensor, rise: Tensor, fall: Tensor) -> Tensor:
     """(..., T): where x_t > y_{t-1}. Exact, and always the same operations in the same shapes, so the host waits for nothing.
 
-    Every step's map of y_{t-1} to y_t grows with y_{t-1}, so a stretch's steps rise or fall by where y stood before the stretch: step t
-    rises below an edge, x_t taken back through the inverses of the steps before it, for all stretches at once. Between two edges the whole
-    stretch is one straight line, and y goes from stretch to stretch by those.
+    A step maps y_{t-1} to y_t by two rising lines that meet at x_t, and two maps after each other are a map that turns where either does.
+    So neighbours are joined, all pairs at once and again (a scan: Blelloch, "Prefix sums and their applications", 1990), until few maps
+    are left. Those are gone through one by one; back down, y before a pair gives y within it.
     """
-    x, rise, fall = (_stretches(v) for v in torch.broadcast_tensors(wanted, rise, fall))  # (..., M, STRETCH)
-    edges = x.clone()
-    for i in reversed(range(STRETCH - 1)):
-        here, up, down, later = x[..., i : i + 1], rise[..., i : i + 1], fall[..., i : i + 1], edges[..., i + 1 :]
-        edges[..., i + 1 :] = here + (later - here) / torch.where(later < here, up, down)
-    return (_before(x, rise, fall, edges)[..., None] < edges).flatten(-2)[..., : wanted.shape[-1]]
+    steps = wanted.shape[-1]
+    levels = max(0, math.ceil(math.log2(max(1, steps) / ONE_BY_ONE)))
+    x, rise, fall = (  # filled up by steps that change nothing
+        F.pad(v, (0, -steps % 2**levels), value=1.0) for v in torch.broadcast_tensors(wanted, rise, fall)
+    )
+    slopes = torch.stack([rise, fall], dim=-1)
+    maps, firsts = Maps(x[..., None], slopes, (1 - slopes) * x[..., None]), []
+    for _ in range(levels):
+        first, second = (Maps(*(v[..., half::2, :].contiguous() for v in maps)) for half in (0, 1))
+        firsts.append(first)
+        maps = first.then(second)
+    before = maps.in_turn()
+    for first in reversed(firsts):
+        before = torch.stack([before, first.of(before[..., None])[..., 0]], dim=-1).flatten(-2)
+    return (before < x)[..., :steps]
 
 
-def _before(x: Tensor, rise: Tensor, fall: Tensor, edges: Tensor) -> Tensor:
-    """(..., M): where y stood before each stretch."""
-    turns = edges.sort(-1).values  # where one line ends and the next begins
-    begins = F.pad(turns, (1, 0), value=-torch.inf)[..., None]  # of the lines, (..., M, STRETCH + 1, 1)
-    x, rise, fall, edges = (
-        v.flip(-1)[..., None, :] for v in (x, rise, fall, edges)
-    )  # from a stretch's end to its beginning
-    kept = F.pad(
-        torch.where(begins < edges, rise, fall).cumprod(-1), (1, 0), value=1.0
-    )  # of y, from before a step to the end
-    slopes, offsets = kept[..., -1], (-kept.diff(dim=-1) @ x.mT)[..., 0]
-    y, found = turns.new_zeros(*turns.shape[:-2], 1), []
-    for turn, slope, offset in zip(*(v.movedim(-2, 0).contiguous() for v in (turns, slopes, offsets)), strict=True):
-        found.append(y)
-        line = torch.searchsorted(turn, y, right=True)
-        y = torch.addcmul(offset.gather(-1, line), slope.gather(-1, line), y)
-    return torch.cat(found, dim=-1)
+class Maps(NamedTuple):
+    """M maps of numbers to numbers, rising and made of straight lines: L turns (..., M, L) in order, slopes and offsets (..., M, L + 1)."""
+
+    turns: Tensor
+    slopes: Tensor
+    offsets: Tensor
+
+    def of(self, y: Tensor) -> Tensor:
+        """(..., M, k) -> (..., M, k)."""
+        line = torch.searchsorted(self.turns, y, right=True)
+        return torch.addcmul(self.offsets.gather(-1, line), self.slopes.gather(-1, line), y)
+
+    def then(self, second: Maps) -> Maps:
+        """Each of these, and the one of ``second`` in its place after it."""
+        line = torch.searchsorted(self.of(self.turns), second.turns, right=True)
+        taken_back = (second.turns - self.offsets.gather(-1, line)) / self.slopes.gather(-1, line)
+        # A line may have become level, for want of digits: what lies on it turns somewhere along it. Infinities would make no sums.
+        ends = F.pad(F.pad(self.turns, (0, 1), value=math.inf), (1, 0), value=-math.inf)
+        taken_back = taken_back.fmax(ends.gather(-1, line)).fmin(ends.gather(-1, line + 1)).nan_to_num()
+        turns, order = torch.cat([self.turns, taken_back], dim=-1).sort(-1)
+        one = F.pad(
+            (order < self.turns.shape[-1]).cumsum(-1), (1, 0)
+        )  # turns of the first map that are past, hence its line
+        two = torch.arange(one.shape[-1], device=one.device) - one
+        slopes = second.slopes.gather(-1, two)
+        offsets = torch.addcmul(second.offsets.gather(-1, two), slopes, self.offsets.gather(-1, one))
+        return Maps(turns, self.slopes.gather(-1, one) * slopes, offsets)
+
+    def in_turn(self) -> Tensor:
+        """(..., M): what stood before each map, 0 before the first."""
+        y, found = self.turns.new_zeros(*self.turns.shape[:-2], 1), []
+        for one in zip(*(v.movedim(-2, 0).contiguous() for v in self), strict=True):
+            found.append(y)
+            y = Maps(*one).of(y)
+        return torch.cat(found, dim=-1)
 
 
-def _stretches(values: Tensor) -> Tensor:
-    """(..., T) -> (..., M, STRETCH), filled up by steps that change nothing before them."""
-    return F.pad(values, (0, -values.shape[-1] % STRETCH), mode="constant", value=1.0).unflatten(-1, (-1, STRETCH))
+class _Recursion(torch.autograd.Function):
+    """y_t = keep_t y_{t-1} + added_t, y_{-1} = 0, along the last axis. Its gradient is such a recursion from the end to the beginning."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, added: Tensor) -> Tensor:
+        y = _doubled(keep, added)
+        ctx.save_for_backward(keep, y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        keep, y = ctx.saved_tensors
+        for_added = _doubled(F.pad(keep[..., 1:], (0, 1)).flip(-1), gradient.flip(-1)).flip(-1)
+        return for_added * F.pad(y[..., :-1], (1, 0)), for_added
 
 
-def _recursion(keep: Tensor, added: Tensor) -> Tensor:
-    """y_t = keep_t y_{t-1} + added_t, y_{-1} = 0, along the last axis, by doubling (Hillis and Steele 1986)."""
+def _doubled(keep: Tensor, added: Tensor) -> Tensor:
+    """That recursion by doubling (Hillis and Steele 1986)."""
     step = 1
     while step < added.shape[-1]:
         added = torch.cat([added[..., :step], added[..., step:] + keep[..., step:] * added[..., :-step]], dim=-1)
