@@ -49,7 +49,8 @@ class Stage:
 @dataclass(frozen=True)
 class Description:
     """``before``: see ``TrainModule.before_the_batch``. ``batch``: samples of the watched step. ``saved``: bytes that the backward kept;
-    ``spared``: that it would have kept with activation checkpointing. ``flops`` of both passes."""
+    ``spared``: that it would have kept with activation checkpointing. ``flops`` of both passes,
+    in ``operations`` (``pipeline.arithmetic.Count``)."""
 
     before: list[str]
     stages: tuple[Stage, ...]
@@ -60,6 +61,7 @@ class Description:
     saved: int
     spared: int
     flops: int
+    operations: int
     sizes: dict[str, int]
 
 
@@ -84,6 +86,7 @@ def describe(config: RunConfig, folder: Path | None) -> Description:
         seen.saved,
         seen.spared,
         count.flops,
+        count.operations,
         fixed_sizes(module, config) | {"activations_per_sample": -(-held // size)},
     )
 
@@ -246,9 +249,10 @@ def show(config: RunConfig, folder: Path | None) -> None:
     kept, spared = (found_bytes / found.batch / 1e6 for found_bytes in (found.saved, found.spared))
     console.print(
         f"memory a process: {fixed / 1e9:.2f} GB fixed, {kept:.1f} MB a sample (float32), {spared:.1f} with "
-        "trainer.activation_checkpointing; "
-        f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step; "
-        f"a checkpoint: {checkpoint / 1e9:.2f} GB"
+        f"trainer.activation_checkpointing; a checkpoint: {checkpoint / 1e9:.2f} GB"
+    )
+    console.print(
+        f"arithmetic: {found.flops / found.batch / 1e9:.2f} GFLOP a sample and step, in {found.operations:,} operations a step"
     )
     console.print(recommendation(checkpoint))
     steps, batch = config.trainer.max_steps, config.data.batch_size

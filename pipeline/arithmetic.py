@@ -50,19 +50,29 @@ class Arithmetic:
         return {"flops": self.flops, "peak_flops": round(self.peak), "peak_from": self.peak_from}
 
 
+# Beside views: what asks for memory, or only names tensors anew.
+LAUNCHES_NOTHING = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias",
+}  # fmt: skip
+
+
 class Count(TorchDispatchMode):
-    """Within the block, ``flops`` adds up what is computed, backward passes included."""
+    """Within the block, ``flops`` adds up what is computed, backward passes included, and ``operations`` how often something is: on a GPU
+    each of them launches a kernel or a few."""
 
     def __init__(self) -> None:
         super().__init__()
         from torch.utils.flop_counter import flop_registry  # late: it imports much
 
         self._formulas = flop_registry
-        self.flops = 0
+        self.flops = self.operations = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        formula = self._formulas.get(getattr(function, "_overloadpacket", None))
+        packet = getattr(function, "overloadpacket", None)  # what torch.compile makes has none
+        if packet is not None and not function.is_view and packet.__name__ not in LAUNCHES_NOTHING:
+            self.operations += 1
+        formula = self._formulas.get(packet)
         if formula is not None and not under_way():
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out

@@ -119,7 +119,7 @@ def test_describe_tells_shapes_parameters_and_memory(demo_data):
     done = command("jobs/launch.py", "dismix_demo", "--describe", "--data", demo_data)
     assert done.returncode == 0, done.stderr
     assert "824,217" in done.stdout and "model.decoder.gru" in done.stdout and "GFLOP a sample" in done.stdout
-    assert "save every" in done.stdout
+    assert "save every" in done.stdout and re.search(r"in [\d,]{4,7} operations a step", done.stdout)
     kept, spared = map(float, re.search(r"([\d.]+) MB a sample \(float32\), ([\d.]+) with", done.stdout).groups())
     assert 0 < spared < 0.8 * kept
     wrong = command("jobs/launch.py", "--describe", "--resume", "dismix_demo")

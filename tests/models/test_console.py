@@ -264,7 +264,9 @@ def test_nothing_is_delayed():
 
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("length", [1, 16, 700])
-@pytest.mark.parametrize(("attack", "release"), [(1.0, 40.0), (8.0, 120.0), (5.0, 250.0), (250.0, 10.0), (0.02, 3000.0)])
+@pytest.mark.parametrize(
+    ("attack", "release"), [(1.0, 40.0), (8.0, 120.0), (5.0, 250.0), (250.0, 10.0), (0.02, 3000.0)]
+)
 def test_smoothing_is_the_recursion(attack, release, length, moving):
     """Also where the two change places along the way, and where the level hardly moves, so that many steps depend on one another."""
     wanted = 20 * torch.rand(4, 700, generator=torch.Generator().manual_seed(1)).double()

@@ -26,6 +26,9 @@ def test_products_convolutions_and_attention_are_counted_forward_and_backward():
     with Count() as count:
         (torch.randn(8, 16) @ weight).sum().backward()
     assert count.flops == 2 * (2 * 8 * 16 * 32), "the forward, and the weight's gradient"
+    assert count.operations == 5, (
+        "the draw, two products, the sum, and the ones that its gradient begins with; no views"
+    )
     with Count() as count, torch.no_grad():
         torch.nn.functional.conv1d(torch.randn(2, 3, 10), torch.randn(5, 3, 4))
     assert count.flops == 2 * 2 * 5 * 7 * 3 * 4
