@@ -52,7 +52,8 @@ class Arithmetic:
 
 # Beside views: what asks for memory, or only names tensors anew.
 LAUNCHES_NOTHING = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias",
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh",
+    "_unsafe_view", "_reshape_alias",
 }  # fmt: skip
 
 
