@@ -11,9 +11,9 @@ import torch
 
 from models.cd4mt.generate import add_arguments
 from models.codecs.mdct import Mdct
-from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
+from pipeline.manifest import read_manifest
 from tests.models.helpers import info
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_dataset, write_prepared
 
 FRAMES = 16
 SEGMENT = FRAMES * 512
@@ -50,12 +50,9 @@ def write_latents(root: Path, shards: dict[str, list[int]]) -> Path:
 
     for split, counts in shards.items():
         write_dataset(audio, counts, split, lambda number: {"stems": stems(number), "present": np.ones(4, bool)})
-        write_dataset(folder, counts, split, latent)
-    tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = tiny_info()
-    tree["info"]["latent"]["source"] = read_manifest(audio).identity
-    (folder / MANIFEST).write_bytes(sealed(tree))
-    return folder
+    info = tiny_info()
+    info["latent"]["source"] = read_manifest(audio).identity
+    return write_prepared(folder, shards, latent, info)
 
 
 def tiny_info() -> dict[str, Any]:

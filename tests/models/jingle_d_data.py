@@ -11,9 +11,8 @@ import torch
 
 from models.codecs.mdct import Mdct
 from models.jingle_d.generate import add_arguments
-from pipeline.manifest import MANIFEST, sealed, unsealed
 from tests.models.helpers import info
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_prepared
 
 RATE, HOP, FRAMES = 24000, 320, 64
 SEGMENT = FRAMES * HOP  # samples, 0.85 s
@@ -53,12 +52,7 @@ def sample(number: int) -> dict[str, Any]:
 
 
 def write_latents(folder: Path, shards: dict[str, list[int]]) -> Path:
-    for split, counts in shards.items():
-        write_dataset(folder, counts, split, sample)
-    tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = tiny_info()
-    (folder / MANIFEST).write_bytes(sealed(tree))
-    return folder
+    return write_prepared(folder, shards, sample, tiny_info())
 
 
 def tiny_info() -> dict[str, Any]:

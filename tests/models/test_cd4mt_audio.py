@@ -29,7 +29,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return TrainModule(load("cd4mt_demo", *TINY), tiny_info()).eval()
 
 

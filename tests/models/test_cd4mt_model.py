@@ -34,14 +34,6 @@ def tiny(name="ect", *more):
     return load("cd4mt_demo_edm", *TINY, *(() if name == "edm" else ("model.edm=null",)), *OBJECTIVES[name], *more)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("name", "count"), [("cd4mt_small", 11_408_448), ("cd4mt_medium", 145_136_128)])
 def test_the_ancestors_networks_have_their_counts(name, count):
     with torch.device("meta"):

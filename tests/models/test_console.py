@@ -21,14 +21,6 @@ EVERYTHING = Layout(sample_rate=RATE, tracks=2, high_pass=True, de_esser=True, e
 VOICE = Layout(sample_rate=RATE, fader=False, high_pass=True, reverb_mix=False, master=False, softest_knee=0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def bursts(samples, tracks=1, seed=0):
     """(1, tracks, n) noise that comes and goes, so that attack and release both have to do."""
     random = torch.Generator().manual_seed(seed)

@@ -21,14 +21,6 @@ from tests.models.helpers import PlainEngine, Waits, build, demo_configs, load, 
 BATCH = 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=demo_configs())
 def config(request):
     overrides = ["data.batch_size=4"]

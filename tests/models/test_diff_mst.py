@@ -23,9 +23,8 @@ from models.diff_mst.truth import parameter_errors, stand, true_stand, typical
 from models.features import OCTAVES_HIGHEST, OCTAVES_LOWEST, octave_bands
 from models.losses import multi_resolution_octaves, multi_resolution_stft
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST, sealed, unsealed
 from tests.models.helpers import build, channels_last_wanted, load
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_prepared
 
 TINY = (
     "model.encoder.channels=[4,8]", "model.encoder.groups=2", "model.controller.width=16", "model.controller.layers=1",
@@ -33,14 +32,6 @@ TINY = (
 )  # fmt: skip
 OTHER = ("model.reference=other", "model.weights={stft: 0, bark: 1}", "data.partner=true")
 RATE = 48000
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(*overrides):
@@ -272,7 +263,6 @@ def test_octaves_tell_how_an_equaliser_is_set_whatever_the_noise():
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return tiny().eval()
 
 
@@ -418,12 +408,9 @@ def prepared(tmp_path_factory):
 
 
 def write_songs(folder):
-    for split, count in {"train": 2, "valid": 2, "test": 4}.items():
-        write_dataset(folder, [count], split, sample)
-    tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = facts.typical_data(load("diff_mst_demo"))
-    (folder / MANIFEST).write_bytes(sealed(tree))
-    return folder
+    return write_prepared(
+        folder, {"train": [2], "valid": [2], "test": [4]}, sample, facts.typical_data(load("diff_mst_demo"))
+    )
 
 
 QUICK = Recipe(segments=1, steps=2, songs=1)

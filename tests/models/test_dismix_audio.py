@@ -17,9 +17,9 @@ from models.dismix.simple import generate as generation
 from models.dismix.simple.judges import trained_judges
 from models.dismix.simple.showing import held
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
+from pipeline.manifest import read_manifest
 from tests.models.helpers import build, info, load
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_prepared
 
 QUICK = Recipe(clips=64, width=16, latent=16, steps=5, batch=8)
 
@@ -35,12 +35,7 @@ def sample(number):
 
 
 def write_clips(folder):
-    for split, shards in {"train": [4], "valid": [9], "test": [3, 4]}.items():
-        write_dataset(folder, shards, split, sample)
-    tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = info("dismix_demo")
-    (folder / MANIFEST).write_bytes(sealed(tree))
-    return folder
+    return write_prepared(folder, {"train": [4], "valid": [9], "test": [3, 4]}, sample, info("dismix_demo"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +45,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return build(load("dismix_demo")).eval()
 
 

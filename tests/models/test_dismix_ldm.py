@@ -39,7 +39,6 @@ TABLE = {  # module of configs/dismix.yaml: parameters, of them trainable
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return build(load("dismix_ldm_demo", *SMALL))
 
 

@@ -13,11 +13,11 @@ from models.dismix.ldm import generate as generation
 from models.dismix.ldm.judges import trained_judges
 from models.dismix.ldm.rendering import encode, render, to_mel
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST, read_manifest, sealed, unsealed
+from pipeline.manifest import read_manifest
 from tests.models.helpers import build, info, load
 from tests.models.test_dismix_audio import arguments, tone
 from tests.models.test_dismix_ldm import SMALL
-from tests.pipeline.shard_factory import write_dataset
+from tests.pipeline.shard_factory import write_prepared
 
 QUICK = Recipe(clips=64, width=8, latent=8, steps=3, batch=8)
 STEPS = ("--steps", 2)
@@ -36,12 +36,7 @@ def sample(number):
 
 
 def write_clips(folder):
-    for split, shards in {"train": [2], "valid": [2], "test": [1, 2]}.items():
-        write_dataset(folder, shards, split, sample)
-    tree = unsealed((folder / MANIFEST).read_bytes())
-    tree["info"] = info("dismix_ldm_demo", *SMALL)
-    (folder / MANIFEST).write_bytes(sealed(tree))
-    return folder
+    return write_prepared(folder, {"train": [2], "valid": [2], "test": [1, 2]}, sample, info("dismix_ldm_demo", *SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return build(load("dismix_ldm_demo", *SMALL, "model.ldm.diffusion.sampling_steps=2")).eval()
 
 

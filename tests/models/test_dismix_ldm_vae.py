@@ -33,7 +33,6 @@ def with_weights(identity, seed=0):
 
 @pytest.fixture(scope="module")
 def module(weights):
-    torch.set_num_threads(1)
     return with_weights(weights)
 
 

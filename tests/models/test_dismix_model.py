@@ -26,7 +26,6 @@ TABLE = {  # modules of configs/dismix_simple.yaml with 52 pitches
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     return build(load("dismix_demo", *SMALL))
 
 

@@ -26,11 +26,6 @@ from tests.models.jingle_d_data import TINY, tiny_info
 UNIT = Standardisation(torch.zeros(128, 1), torch.ones(128, 1))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def tiny(*overrides, seed=0):
     torch.manual_seed(seed)
     return TrainModule(load("jingle_d_demo", *TINY, *overrides), tiny_info())

@@ -25,7 +25,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module():
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     return TrainModule(load("jingle_d_demo", *TINY), tiny_info()).eval()
 

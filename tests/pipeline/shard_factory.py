@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ def write_dataset(
         first += count
     path.write_bytes(sealed(tree))
     return read_manifest(folder)
+
+
+def write_prepared(
+    folder: Path, shards: Mapping[str, Sequence[int]], make: Callable[[int], Sample], info: Mapping[str, Any]
+) -> Path:
+    """A dataset of several splits that says ``info`` of itself; its folder."""
+    for split, counts in shards.items():
+        write_dataset(folder, counts, split, make)
+    path = folder / "manifest.json"
+    path.write_bytes(sealed(unsealed(path.read_bytes()) | {"info": dict(info)}))
+    return folder
 
 
 def write_shard(folder: Path, name: str, split: str, samples: Sequence[tuple[str, Sample]]) -> dict[str, Any]:
