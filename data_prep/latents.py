@@ -270,7 +270,7 @@ def _codec(name: str, sample_rate: int, weights_folder: Path | None) -> Codec:
     device = "cpu"
     if name not in ANALYTIC and torch.cuda.is_available():
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"
-        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     return load_codec(name, weights_folder, device, sample_rate)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 STEPS = 3  # of a trial; the first pays for what is made at the first use
 SPARE = 0.9  # of the memory may be used: what is fragmented or another process's is not there
+NO_ROOM = re.compile("can't allocate memory|out of memory|ALLOC_FAILED")
 NOT_ENOUGH = 75  # exit status of a trial whose size does not fit
 
 
@@ -217,7 +219,7 @@ def main() -> int:
     except torch.OutOfMemoryError:
         return NOT_ENOUGH
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # a CPU's way to say it
+        if NO_ROOM.search(str(error)):  # as a CPU says it, and as CUDA does of what torch's allocator does not hand out
             return NOT_ENOUGH
         raise
     print(json.dumps(asdict(found)))

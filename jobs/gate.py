@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -17,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import DistError, HashStore, Store
 
-from pipeline.distributed import device_kind
+from pipeline.distributed import device_kind, own_device
 from pipeline.errors import Unlucky
 from pipeline.world import World
 
-SECONDS = 20.0  # for each of the two parts: the whole gate answers within a minute
+SECONDS = 20.0  # for each of the two parts
+MEETING = 60.0  # for NCCL to set up its rings before the second: the whole gate answers within two minutes
 PATIENCE = 5.0  # beyond that, for what the ranks say of it to arrive
 SLOW = 3.0  # times the median of all GPUs
 NOTICEABLE = 0.1  # seconds for all products; what is faster than that is no reason to go without a node for a day
@@ -60,11 +62,15 @@ def gate(world: World, store: Store | None, key: str, node: str, nodes: dict[int
     Raises BadNode, on every rank alike.
     """
     kind = device_kind()
-    device = torch.device(kind, world.local_rank) if kind == "cuda" else torch.device("cpu")
+    device = own_device(world)
     store = store or HashStore()
     products = _together(world, store, f"{key}/product", _product(world, device, node), nodes, compare=kind == "cuda")
     sums = (
-        _together(world, store, f"{key}/sum", _sum(world, device, node), nodes, compare=False) if world.size > 1 else []
+        _together(
+            world, store, f"{key}/sum", _sum(world, device, node), nodes, compare=False, seconds=MEETING + SECONDS
+        )
+        if world.size > 1
+        else []
     )
     figures = {"product_s": round(max(f.seconds for f in products), 4)}
     if sums:
@@ -99,16 +105,18 @@ def _wrong_products(width: int, device: torch.device, times: int) -> int:
 
 
 def _sum(world: World, device: torch.device, node: str) -> Finding:
-    """The sum over ranks of rank + 1, which float32 holds exactly; waited for without blocking, so that a dead link has an end."""
+    """The sum over ranks of rank + 1, which float32 holds exactly; waited for without blocking, so that a dead link has an end.
+
+    A sum of one number goes before: with it NCCL finds its peers, which takes seconds, and on a dead link for ever.
+    """
     numbers = torch.full((NUMBERS[device.type],), float(world.rank + 1), device=device)
     began = time.perf_counter()
     try:
-        work = dist.all_reduce(numbers, async_op=True)
-        while not work.is_completed():
-            if time.perf_counter() - began > SECONDS:
-                return Finding(world.rank, node, SECONDS, f"the sum over all ranks did not finish in {SECONDS:.0f} s")
-            time.sleep(0.0005)
-        work.wait()
+        if not _finished(numbers[:1].clone(), MEETING):
+            return Finding(world.rank, node, MEETING, f"the ranks' network did not come up within {MEETING:.0f} s")
+        began = time.perf_counter()
+        if not _finished(numbers, SECONDS):
+            return Finding(world.rank, node, SECONDS, f"the sum over all ranks did not finish in {SECONDS:.0f} s")
         seconds = time.perf_counter() - began
         expected = world.size * (world.size + 1) / 2
         wrong = int((numbers != expected).sum())
@@ -121,17 +129,50 @@ def _sum(world: World, device: torch.device, node: str) -> Finding:
     return Finding(world.rank, node, seconds, problem)
 
 
+def _finished(numbers: torch.Tensor, limit: float) -> bool:
+    """Whether the sum over all ranks, in place, came within ``limit`` seconds; by a thread, since already asking for it may block."""
+    failed: list[RuntimeError] = []
+    done = threading.Event()
+
+    def add() -> None:
+        try:
+            work = dist.all_reduce(numbers, async_op=True)
+            while not work.is_completed() and not given_up.is_set():
+                time.sleep(0.0005)
+            if not given_up.is_set():
+                work.wait()
+                done.set()
+        except RuntimeError as error:  # a peer has gone
+            failed.append(error)
+            done.set()
+
+    given_up = threading.Event()
+    threading.Thread(target=add, name="gate", daemon=True).start()
+    came = done.wait(limit)
+    given_up.set()
+    if failed:
+        raise failed[0]
+    return came
+
+
 def _together(
-    world: World, store: Store, key: str, mine: Finding, nodes: dict[int, str], *, compare: bool
+    world: World,
+    store: Store,
+    key: str,
+    mine: Finding,
+    nodes: dict[int, str],
+    *,
+    compare: bool,
+    seconds: float = SECONDS,
 ) -> list[Finding]:
-    """Every rank's finding. Rank 0 reads them and gives the verdict, which all follow."""
+    """Every rank's finding, which takes it ``seconds`` at most. Rank 0 reads them and gives the verdict, which all follow."""
     store.set(f"{key}/{mine.rank}", json.dumps(asdict(mine)))
     if world.rank == 0:
-        found = _collect(world, store, key, nodes)
+        found = _collect(world, store, key, nodes, seconds)
         blamed = blame(found, compare)
         store.set(f"{key}/verdict", json.dumps({"findings": [asdict(f) for f in found], "blamed": blamed}))
     try:
-        store.wait([f"{key}/verdict"], timedelta(seconds=2 * (SECONDS + PATIENCE)))
+        store.wait([f"{key}/verdict"], timedelta(seconds=2 * (seconds + PATIENCE)))
     except DistError as error:
         raise BadNode({}, f"rank 0 gave no verdict on the nodes: {error}") from None
     verdict = json.loads(store.get(f"{key}/verdict"))
@@ -142,8 +183,8 @@ def _together(
     return [Finding(**f) for f in verdict["findings"]]
 
 
-def _collect(world: World, store: Store, key: str, nodes: dict[int, str]) -> list[Finding]:
-    deadline = time.monotonic() + SECONDS + PATIENCE
+def _collect(world: World, store: Store, key: str, nodes: dict[int, str], seconds: float) -> list[Finding]:
+    deadline = time.monotonic() + seconds + PATIENCE
     found = []
     for rank in range(world.size):
         left = max(0.01, deadline - time.monotonic())
@@ -151,7 +192,7 @@ def _collect(world: World, store: Store, key: str, nodes: dict[int, str]) -> lis
             store.wait([f"{key}/{rank}"], timedelta(seconds=left))
             found.append(Finding(**json.loads(store.get(f"{key}/{rank}"))))
         except DistError:
-            found.append(Finding(rank, nodes.get(rank, ""), SECONDS, f"rank {rank} is silent"))
+            found.append(Finding(rank, nodes.get(rank, ""), seconds, f"rank {rank} is silent"))
     return found
 
 

@@ -5,6 +5,7 @@ Nothing is written before ``prepare_folder``.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -50,7 +51,19 @@ class Where:
             return self.gpus
         if self.cluster.scheduler == "slurm":
             return self.cluster.gpus_per_node
-        return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+        return max(1, gpus_here())
+
+
+DEVICES = Path("/dev")
+
+
+def gpus_here() -> int:
+    """GPUs of this machine that this shell may use, without asking torch."""
+    there = len(list(DEVICES.glob("nvidia[0-9]*")))
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return there
+    return min(there, len([word for word in shown.split(",") if word.strip() not in ("", "-1", "NoDevFiles")]))
 
 
 @dataclass(frozen=True)

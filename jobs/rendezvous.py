@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore, distributed_c10d
 
 from pipeline.distributed import device_kind
 from pipeline.errors import Unlucky
@@ -25,6 +25,9 @@ from pipeline.world import World
 
 PORTS = range(20000, 32768)
 JOIN_SECONDS = 300.0
+# Later a rank may be late for good reasons (it compiles, it reads a far file), and the trainer's watchdog knows best what is a hang: a
+# collective's own end, which NCCL counts from when it is asked for, is the last resort.
+COLLECTIVE_SECONDS = 3600.0
 RECORDED = "2000"  # collectives that every rank remembers, for when they hang (torch's flight recorder)
 
 
@@ -52,6 +55,7 @@ def join(run: RunFolder, world: World, key: str, address: str) -> Store | None:
     backend = "cpu:gloo,cuda:nccl" if device_kind() == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     dist.barrier()
+    distributed_c10d._set_pg_timeout(timedelta(seconds=COLLECTIVE_SECONDS), dist.group.WORLD)
     if world.rank == 0:
         path.unlink(missing_ok=True)
     return store

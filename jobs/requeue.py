@@ -19,6 +19,10 @@ from pipeline.errors import EXIT_USER_ERROR, run_command
 from pipeline.runs import RunFolder, last_end
 
 STARTS_WITHOUT_PROGRESS = 3
+RUNS = (
+    "RUNNING",
+    "SIGNALING",
+)  # the second is said instead of the first while a signal, such as the warning, is on its way to the nodes
 
 
 def reason_to_give_up(run: RunFolder, job: str, exit_code: int | None) -> str | None:
@@ -70,7 +74,7 @@ def must_come_back(facts: dict[str, str]) -> bool:
     time only to be requeued at its end (both: yes); it was requeued by somebody already, or cancelled (both: no, it is not RUNNING then).
     """
     timed_out = facts.get("Reason") == "TimeLimit" or facts.get("JobState") == "TIMEOUT"
-    preempted = facts.get("JobState") == "RUNNING" and facts.get("PreemptTime", "None") != "None"
+    preempted = facts.get("JobState") in RUNS and facts.get("PreemptTime", "None") != "None"
     return timed_out or preempted
 
 
@@ -85,7 +89,7 @@ def requeue(run: RunFolder, why: str, exit_code: int | None = None) -> bool:
     ):  # a node that SLURM gave up wakes, and its job runs elsewhere by now
         print(f"{run.name}: job {job} has been started again meanwhile.", file=sys.stderr, flush=True)
         return False
-    if exit_code is not None and facts.get("JobState", "RUNNING") != "RUNNING":  # cancelled, or on its way back already
+    if exit_code is not None and facts.get("JobState", "RUNNING") not in RUNS:  # cancelled, or on its way back already
         print(f"{run.name}: job {job} is {facts['JobState']}; it is left to SLURM.", file=sys.stderr, flush=True)
         return False
     out = to_exclude(run.path.parent.parent, facts.get("Partition"), int(facts.get("NumNodes", "1").split("-")[0]))

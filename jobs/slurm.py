@@ -114,7 +114,8 @@ def parameters(batch: Batch, cluster: Cluster, request: Request) -> dict[str, An
             'export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$RUN/logs/nccl_trace_rank_"',
         ],
         "teardown": teardown_lines(),
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        # Every rank sees all GPUs of its node and takes the one of its number, whatever a site binds by default.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}", "--gpu-bind=none"],
         "wckey": None,
         "additional_parameters": additional,
         **{key: value for key, value in optional.items() if value},
@@ -145,7 +146,6 @@ def network(cluster: Cluster) -> dict[str, str]:
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if cluster.interface else ()
     return {
         **{name: str(cluster.interface) for name in names},
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.planning import Plan, changes, prepare_folder, say, say_changes
+from jobs.planning import Plan, changes, gpus_here, prepare_folder, say, say_changes
 from jobs.preflight import problems
 from jobs.slurm_state import living_job
 from pipeline.errors import UserError
@@ -166,7 +165,7 @@ def train_here(plan: Plan) -> Link:
     from jobs.local import run_local
 
     run = plan.run
-    kind = "GPU" if any(Path("/dev").glob("nvidia[0-9]*")) else "CPU (gloo)"
+    kind = "GPU" if gpus_here() else "CPU (gloo)"
     say(f"{run.name}: {plan.world_size} {kind} process(es) on this machine, in {run.path}")
     end = run_local(run, plan.world_size)
     if end["reason"] == "complete":

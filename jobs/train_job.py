@@ -5,6 +5,7 @@ SLURM: submitit unpickles a ``TrainJob`` and calls it. Locally: ``python -m jobs
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ from jobs.last_words import last_words
 from pipeline.attempt import Attempt
 from pipeline.control import Stop, StopFlag
 from pipeline.deadline import Deadline
-from pipeline.errors import EXIT_FAILED, RunFailed, Unlucky, UserError, run_command, tell
+from pipeline.errors import EXIT_FAILED, EXIT_USER_ERROR, RunFailed, Unlucky, UserError, run_command, tell
 from pipeline.runs import RunFolder
 from pipeline.startup import StartUp
 from pipeline.world import World
@@ -52,13 +53,34 @@ class TrainJob:
                     reason = run_attempt(run, place, stop, startup)
             except (UserError, RunFailed) as error:
                 write_down(run, place.world, error)
+                leave_at_once(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED)
                 if not place.slurm:
                     raise
                 sys.exit(tell(error))
+            except Exception:
+                leave_at_once(EXIT_FAILED)
+                raise
             if place.slurm and reason is not Stop.NO:
                 print(f"{run.name} has stopped before its end: {reason.words}.", file=sys.stderr, flush=True)
                 sys.exit(EXIT_FAILED)
             return reason.name
+
+
+def leave_at_once(exit_code: int) -> None:
+    """Let this process end, when all is said, without taking leave of its peers.
+
+    NCCL's communicators are destroyed by all ranks of a node together, also where the interpreter does it on its way out, and the others
+    may be waiting for this one: what it died of would be lost in a hang.
+    """
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        atexit.register(end)
 
 
 def write_down(run: RunFolder, world: World, error: UserError | RunFailed) -> None:
@@ -86,23 +108,24 @@ def run_attempt(run: RunFolder, place: Place, stop: StopFlag, startup: StartUp) 
 
     startup.mark("imports")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read once, by the first product: cuBLAS adds in one order
     nodes, end = surroundings(run, place)
     number = run.claim_attempt() if place.world.rank == 0 else None
-    try:
-        store = rendezvous.join(run, place.world, place.key, place.address)
-        startup.mark("rendezvous")
-        if place.slurm:
-            pass_gate(run, place, store, nodes)
-            startup.mark("gate")
-        took = run.last_took() if place.world.rank == 0 else {}
-        attempt = Attempt(number, stop, Deadline(end, **took), startup, nodes)
-        reason = train_on(run, place.world, attempt)
-        if place.slurm and reason in (Stop.WARNED, Stop.TERMINATED):
-            reason = come_back(run, place.world, reason)
-        return reason
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    store = rendezvous.join(run, place.world, place.key, place.address)
+    startup.mark("rendezvous")
+    if place.slurm:
+        pass_gate(run, place, store, nodes)
+        startup.mark("gate")
+    took = run.last_took() if place.world.rank == 0 else {}
+    attempt = Attempt(number, stop, Deadline(end, **took), startup, nodes)
+    reason = train_on(run, place.world, attempt)
+    if place.slurm and reason in (Stop.WARNED, Stop.TERMINATED):
+        reason = come_back(run, place.world, reason)
+    if dist.is_initialized():  # all have come this far; after a failure see ``leave_at_once``
+        dist.destroy_process_group()
+    return reason
 
 
 def train_on(run: RunFolder, world: World, attempt: Attempt) -> Stop:

@@ -263,8 +263,7 @@ def _mirrored(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:
         raise ValueError(
             f"{wave.shape[-1]} samples are too short for a window of {spec.window} and a hop of {spec.hop}"
         )
-    flat = wave.reshape(-1, wave.shape[-1])
-    return torch.nn.functional.pad(flat, (spec.margin, spec.margin), mode="reflect").reshape(*wave.shape[:-1], -1)
+    return fourier.beyond(wave, spec.margin)
 
 
 def _spectrum(wave: torch.Tensor, spec: MelSpec) -> torch.Tensor:

@@ -34,7 +34,7 @@ LOGS = "read python monitoring/logs.py {run} --rank {rank}"
 
 CATALOGUE = (
     # -- memory and disk
-    cause("gpu_memory", r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError",
+    cause("gpu_memory", r"CUDA( error:)? out of memory|CU(BLAS|FFT|DNN)\w*_ALLOC_FAILED|torch\.(cuda\.)?OutOfMemoryError",
           "out of GPU memory",
           AGAIN + " --set trainer.micro_batch={micro_batch}, or --set trainer.activation_checkpointing=true (slower)"),
     cause("shared_memory", r"Unexpected bus error|/dev/shm|unable to (open|resize|mmap) shared memory|signal SIGBUS",

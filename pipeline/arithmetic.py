@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.recompute import under_way
 
 # Dense peaks in FLOP/s as NVIDIA's data sheets state them (without sparsity): by a word of the device's name, in this order, for
-# bfloat16 on tensor cores and for float32 without TF32, which torch does not use unless told.
+# bfloat16 and TF32 on tensor cores, and for float32 in full.
 STATED = {
-    "H200 NVL": {"bf16": 835e12, "32": 60e12},
-    "H200": {"bf16": 989e12, "32": 67e12},
-    "H100 PCIe": {"bf16": 756e12, "32": 51e12},
-    "H100 NVL": {"bf16": 835e12, "32": 60e12},
-    "H100": {"bf16": 989e12, "32": 67e12},
-    "A100": {"bf16": 312e12, "32": 19.5e12},
+    "H200 NVL": {"bf16": 835e12, "tf32": 417e12, "32": 60e12},
+    "H200": {"bf16": 989e12, "tf32": 494e12, "32": 67e12},
+    "H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "32": 51e12},
+    "H100 NVL": {"bf16": 835e12, "tf32": 417e12, "32": 60e12},
+    "H100": {"bf16": 989e12, "tf32": 494e12, "32": 67e12},
+    "A100": {"bf16": 312e12, "tf32": 156e12, "32": 19.5e12},
 }
 WIDTH = {"cuda": 8192, "cpu": 768}  # of the square matrices where a peak is measured
 PRODUCTS = 3  # that are timed, the fastest counts
@@ -106,7 +106,7 @@ def peak_of(device: torch.device, precision: str) -> tuple[float, str]:
 
 def _measured_peak(device: torch.device, precision: str) -> tuple[float, str]:
     """The fastest of a few products of large matrices, with as many threads as this process has."""
-    width, kind = WIDTH[device.type], {"bf16": torch.bfloat16, "32": torch.float32}[precision]
+    width, kind = WIDTH[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.ones(width, width, dtype=kind, device=device)
     fastest = float("inf")
     for _ in range(1 + PRODUCTS):  # the first one warms up, and is never the fastest

@@ -179,11 +179,14 @@ class Profile(Section):
 
 class TrainerSection(Section):
     max_steps: int = Field(gt=0)
-    precision: Literal["32", "bf16"] = "32"
+    precision: Literal["32", "tf32", "bf16"] = (
+        "32"  # tf32: as 32, but GPUs' products and convolutions with 10 bits of mantissa
+    )
     strategy: Literal["ddp", "deepspeed"] = "ddp"  # who holds what; either computes the same steps
     deepspeed: DeepSpeed = DeepSpeed()
     micro_batch: int | None = Field(None, gt=0)  # samples a rank holds at once; None: its whole share of the batch
     compile: bool = False  # networks through torch.compile: minutes at every start for faster steps
+    deterministic: bool = False  # on GPUs, the same bits every time, slower; an operation that cannot ends the run
     activation_checkpointing: bool = False  # compute activations again backwards: less memory, more time, the same bits
     grad_clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
@@ -255,7 +258,7 @@ BUDGET_KEYS = (
     "profile",
 )  # fmt: skip
 HOST_KEYS = {
-    "trainer": ("micro_batch", "activation_checkpointing", "strategy", "deepspeed", "compile"),
+    "trainer": ("micro_batch", "activation_checkpointing", "strategy", "deepspeed", "compile", "deterministic"),
     "data": ("workers",),
 }
 

@@ -41,22 +41,25 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._streams: dict[
+            torch.device, torch.cuda.Stream
+        ] = {}  # kept: memory that a copy needs on the way belongs to its stream
 
     def fill(self, leaves: Mapping[str, Tensor], ready: list[torch.cuda.Event]) -> dict[str, Tensor]:
         """Copies by the same names, valid until the next call; from GPUs on streams of their own, after ``ready``."""
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in leaves.items()}
-        streams: dict[torch.device, torch.cuda.Stream] = {}
+        for device in {tensor.device for tensor in leaves.values() if tensor.is_cuda}:
+            self._streams.setdefault(device, torch.cuda.Stream(device))
+        for stream in self._streams.values():
+            for event in ready:
+                stream.wait_event(event)
         for name, tensor in leaves.items():
             if not tensor.is_cuda:
                 _copy(self._buffers[name], tensor)
                 continue
-            if tensor.device not in streams:
-                streams[tensor.device] = torch.cuda.Stream(tensor.device)
-                for event in ready:
-                    streams[tensor.device].wait_event(event)
-            with torch.cuda.stream(streams[tensor.device]):
+            with torch.cuda.stream(self._streams[tensor.device]):
                 self._buffers[name].copy_(tensor, non_blocking=True)
-        for stream in streams.values():
+        for stream in self._streams.values():
             stream.synchronize()
         return self._buffers
 

@@ -256,6 +256,7 @@ class Trainer:
             world_size=self.world.size,
             limit=limit,
             partner=self.config.data.partner,
+            pin_memory=self.fabric.device.type == "cuda",
         )
 
     def _look(self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int) -> None:
@@ -338,14 +339,14 @@ class Trainer:
         """Exact means over the validation split, each rank taking its part of it, with the averaged weights where there are any."""
         if self.manifest.samples("valid") == 0:
             return
-        totals: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}  # where the values are: the host waits for them once
         count = 0
         with self.state.evaluation():
             for batch, size in self._validation_share(step):
                 self.watchdog.alive()
                 values = self.state.validation_step(to_device(batch, self.fabric.device), step)
                 for name, value in values.items():
-                    totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * size
+                    totals[name] = totals.get(name, 0.0) + value.double() * size
                 count += size
         means = self._mean_over_ranks(totals, count)
         self.at.validation_loss = means["loss"]
@@ -369,7 +370,7 @@ class Trainer:
     def _mean_over_ranks(self, totals: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted(totals)
         sums = self.agreement.total(
-            torch.stack([*(totals[n] for n in names), torch.tensor(count, dtype=torch.float64)])
+            torch.cat([torch.stack([totals[n] for n in names]).cpu(), torch.tensor([count], dtype=torch.float64)])
         )
         return {name: float(value / sums[-1]) for name, value in zip(names, sums, strict=False)}
 

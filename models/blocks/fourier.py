@@ -50,6 +50,9 @@ def stft(wave: Tensor, window: Tensor, hop: int, mode: str = "reflect") -> Tenso
 
 def beyond(wave: Tensor, samples: int, mode: str = "reflect") -> Tensor:
     """(..., n) -> (..., n + 2 samples). Raises RuntimeError where n is too short to be reflected."""
+    if mode == "reflect" and 0 < samples < wave.shape[-1]:  # torch's own adds its gradient up in any order on a GPU
+        before, after = wave[..., 1 : samples + 1].flip(-1), wave[..., -samples - 1 : -1].flip(-1)
+        return torch.cat([before, wave, after], dim=-1)
     flat = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (samples, samples), mode=mode)
     return flat.reshape(*wave.shape[:-1], -1)
 

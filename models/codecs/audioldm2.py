@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.blocks.precision import full_precision
+from models.blocks.precision import without_autocast
 from models.codecs.base import MelCodec, flattened
 from models.codecs.tensors import freeze, refuse_differences
 from models.codecs.weights import Weights, checked_weights
@@ -51,7 +51,7 @@ class AudioLdm2(MelCodec):
         return self.channels, samples // self.hop, self.mel.bands // self.shrink
 
     @torch.no_grad()
-    @full_precision
+    @without_autocast
     def encode_mel(self, mels: Tensor) -> Tensor:
         def rows(flat: Tensor) -> Tensor:
             posterior = self.vae.encode(flat.transpose(-1, -2)[:, None]).latent_dist
@@ -59,7 +59,7 @@ class AudioLdm2(MelCodec):
 
         return flattened(rows, self._taken(mels), 2)
 
-    @full_precision
+    @without_autocast
     def decode_mel(self, latent: Tensor) -> Tensor:
         def rows(flat: Tensor) -> Tensor:
             mels: Tensor = self.vae.decode(flat / self.scaling).sample
@@ -67,7 +67,7 @@ class AudioLdm2(MelCodec):
 
         return flattened(rows, self._taken(latent), 3)
 
-    @full_precision
+    @without_autocast
     def vocode(self, mels: Tensor) -> Tensor:
         """The vocoder's kernels reach a little beyond the last frame; what they add there is cut off."""
         samples = mels.shape[-1] * self.mel.hop

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.blocks.precision import full_precision
+from models.blocks.precision import without_autocast
 from models.codecs.base import Codec, flattened
 from models.codecs.tensors import freeze, load_exactly, read_tensors
 from models.codecs.weights import Weights, checked_weights
@@ -46,11 +46,11 @@ class Encodec(Codec):
         return self.channels, -(-samples // self.hop)
 
     @torch.no_grad()
-    @full_precision
+    @without_autocast
     def encode(self, wave: Tensor) -> Tensor:
         return flattened(lambda flat: self.encoder(flat[:, None]), self._taken(wave), 1)
 
-    @full_precision
+    @without_autocast
     def decode(self, latent: Tensor) -> Tensor:
         return flattened(lambda flat: self.decoder(flat)[:, 0], self._taken(latent), 2)
 

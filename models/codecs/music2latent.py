@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.blocks.precision import full_precision
+from models.blocks.precision import without_autocast
 from models.codecs.base import Codec, flattened
 from models.codecs.tensors import freeze, load_exactly, read_tensors
 from models.codecs.weights import Weights, checked_weights
@@ -50,7 +50,7 @@ class Music2Latent(Codec):
         return self.channels, max(0, samples - LEAD_IN) // self.hop
 
     @torch.no_grad()
-    @full_precision
+    @without_autocast
     def encode(self, wave: Tensor) -> Tensor:
         """Raises ValueError for less than 1536 + 4096 samples."""
         from music2latent.audio import to_representation_encoder
@@ -63,7 +63,7 @@ class Music2Latent(Codec):
         return flattened(lambda flat: self.model.encoder(to_representation_encoder(flat)) / sigma_rescale, whole, 1)
 
     @torch.no_grad()
-    @full_precision
+    @without_autocast
     def decode(self, latent: Tensor) -> Tensor:
         from music2latent.audio import to_waveform
         from music2latent.hparams import data_channels, sigma_max

@@ -115,9 +115,7 @@ def features_apart(real: Sequence[Sequence[Tensor]], made: Sequence[Sequence[Ten
 
 def style_learned(given: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of style logits (B, 2) for inputs (class 0) and targets (class 1)."""
-    logits = torch.cat([given, target])
-    classes = torch.arange(2, device=logits.device).repeat_interleave(len(given))
-    return functional.cross_entropy(logits, classes)
+    return -torch.cat([given.log_softmax(-1)[:, 0], target.log_softmax(-1)[:, 1]]).mean()
 
 
 def style_ambiguous(made: Tensor) -> Tensor:

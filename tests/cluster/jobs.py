@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-RUNNING_STATES = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING")
+RUNNING_STATES = ("RUNNING", "SIGNALING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING")
 LIVE_STATES = ("PENDING", *RUNNING_STATES)
 
 

@@ -124,3 +124,27 @@ def test_a_mistake_on_slurm_is_a_sentence_in_the_log_and_in_the_history(run, mon
     _, end = [e for e in run.history() if e["event"] == "end"]
     assert end["reason"] == "failed" and "'batch'" in end["message"]
     assert "'batch'" in asked_by(monkeypatch, run, "77", 137), "srun tells the code of a rank that it killed"
+
+
+@pytest.mark.parametrize(
+    ("facts", "comes_back"),
+    [
+        ({"JobState": "RUNNING", "PreemptTime": "2026-01-01T00:00:00"}, True),
+        ({"JobState": "SIGNALING", "PreemptTime": "2026-01-01T00:00:00"}, True),
+        ({"JobState": "RUNNING", "PreemptTime": "None"}, False),
+        ({"JobState": "COMPLETING", "PreemptTime": "2026-01-01T00:00:00"}, False),
+        ({"JobState": "COMPLETING", "Reason": "TimeLimit"}, True),
+    ],
+)
+def test_after_sigterm_a_job_comes_back_by_itself_where_slurm_would_not_send_it(facts, comes_back):
+    assert requeues.must_come_back(facts) is comes_back
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "COMPLETING"])
+def test_a_job_goes_back_while_it_runs_and_while_a_signal_is_on_its_way_to_it(run, monkeypatch, state):
+    asked = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(requeues, "job_facts", lambda job: {"JobState": state})
+    monkeypatch.setattr(requeues, "_scontrol", lambda run, job, *words: asked.append(words) or True)
+    assert requeues.requeue(run, "a rank was killed", 137) is (state != "COMPLETING")
+    assert asked == ([("requeue", "7")] if state != "COMPLETING" else [])

@@ -67,6 +67,27 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Names(TorchDispatchMode):
+    """Notes the operations of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[str, Any]] = []
+
+    @property
+    def found(self) -> set[str]:
+        return {name for name, _ in self._seen}
+
+    def of_kind(self, names: Sequence[str], kind: Any) -> set[str]:
+        """Those of ``names`` whose result is of that kind."""
+        return {name for name, is_kind in self._seen if name in names and kind(torch.empty(0, dtype=is_kind))}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self._seen.append((function.overloadpacket.__name__, made.dtype if isinstance(made, Tensor) else torch.int64))
+        return made
+
+
 @contextmanager
 def channels_last_wanted(module: nn.Module) -> Iterator[list[str]]:
     """The names of convolutions on two axes whose input does not lie with its channels last in memory, as they are called."""

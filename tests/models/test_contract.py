@@ -16,7 +16,7 @@ from pipeline.recompute import compute_again
 from pipeline.saving import Saver
 from pipeline.train_state import Still, make_train_state
 from pipeline.world import World
-from tests.models.helpers import PlainEngine, Waits, build, demo_configs, load, train
+from tests.models.helpers import Names, PlainEngine, Waits, build, demo_configs, load, train
 
 BATCH = 4
 
@@ -66,6 +66,21 @@ def test_no_step_makes_the_host_wait_for_the_device(module):
     with Waits() as waits:
         module.optimize(PlainEngine(module), batch, optimizers, 2)
     assert waits.found == set()
+
+
+# What torch says it refuses on GPUs under ``trainer.deterministic``, of what a model like these might use (use_deterministic_algorithms).
+WITHOUT_AN_ORDER = {
+    "reflection_pad1d_backward", "reflection_pad2d_backward", "upsample_linear1d_backward", "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward",
+    "grid_sampler_2d_backward", "nll_loss_forward", "nll_loss2d_forward", "_ctc_loss_backward", "histc", "put_", "median",
+}  # fmt: skip
+
+
+def test_a_step_has_an_order_for_every_sum(module):
+    with Names() as names:
+        module.optimize(PlainEngine(module), module.example_batch(BATCH), module.configure_optimizers(), 1)
+    found = names.found & WITHOUT_AN_ORDER | names.of_kind(("cumsum", "cumprod"), torch.is_floating_point)
+    assert found == set()
 
 
 def test_a_step_in_bfloat16_has_the_loss_of_one_in_float32(module):

@@ -1,8 +1,10 @@
 """Features are the same inside a model that computes in bfloat16, and what they remember passes gradients."""
 
+import pytest
 import torch
 
 from models import features
+from models.blocks.precision import full_precision, without_autocast
 from models.features import CQT, SIMPLE
 
 
@@ -12,6 +14,23 @@ def test_autocast_does_not_reach_the_features():
     with torch.autocast("cpu", torch.bfloat16):
         inside = features.log_mel(wave, SIMPLE)
     assert inside.dtype == torch.float32 and torch.equal(inside, exact)
+
+
+def test_tf32_does_not_reach_what_must_be_exact_and_comes_back_after_it():
+    def seen():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = seen()
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        assert full_precision(seen)() == ("highest", False) and without_autocast(seen)() == ("high", True) == seen()
+        with pytest.raises(ZeroDivisionError):
+            full_precision(lambda: 1 // 0)()
+        assert seen() == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def test_what_was_first_computed_while_generating_can_be_trained_through_later():

@@ -57,7 +57,7 @@ def test_every_run_journals_its_arithmetic_and_says_what_peak_that_is_held_again
 )  # fmt: skip
 def test_known_gpus_have_the_peak_that_is_stated_for_them(monkeypatch, name, word):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    for precision in ("bf16", "32"):
+    for precision in ("bf16", "tf32", "32"):
         assert peak_of(torch.device("cuda"), precision) == (STATED[word][precision], f"stated for {name}")
 
 
