@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.blocks.precision import kept_for_all
 from models.features import MelSpec, onset_strength, stft_chroma
 from models.losses import multi_resolution_stft
 from models.metrics import correlation
@@ -57,7 +58,19 @@ def envelope_correlation(one: Tensor, other: Tensor) -> Tensor:
 
 def envelope(wave: Tensor) -> Tensor:
     """(B, n) -> (B, SEGMENTS)."""
-    return functional.adaptive_max_pool1d(wave.abs(), min(SEGMENTS, wave.shape[-1]))
+    return wave.abs()[..., _pieces(wave.shape[-1], wave.device)].amax(-1)
+
+
+@kept_for_all
+def _pieces(samples: int, device: torch.device) -> Tensor:
+    """(SEGMENTS, m): the samples of each piece, its last one again where it has fewer; pieces overlap by one where they do not divide.
+
+    As ``adaptive_max_pool1d``, whose gradient has no deterministic form on a GPU.
+    """
+    number = torch.arange(min(SEGMENTS, samples))
+    first, last = number * samples // len(number), -(-(number + 1) * samples // len(number)) - 1
+    length = torch.arange(int((last - first).max()) + 1)
+    return (first[:, None] + length).minimum(last[:, None]).to(device)
 
 
 def harmony(one: Tensor, other: Tensor, sample_rate: int) -> Tensor:
