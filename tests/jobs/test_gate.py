@@ -1,6 +1,7 @@
 """The look at the nodes before a run begins: a sound world passes, a bad node is named."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -61,6 +62,44 @@ def test_a_silent_rank_is_named_with_its_node(monkeypatch):
     with pytest.raises(BadNode, match="node1: rank 1 is silent") as error:
         gate(World(0, 2, 0, 1, 0), HashStore(), "key", "node0", {0: "node0", 1: "node1"})
     assert error.value.nodes == {"node1": "rank 1 is silent"}
+
+
+class Sum:
+    """A sum over ranks that is done after ``seconds``."""
+
+    def __init__(self, seconds=0.0):
+        self._done = time.monotonic() + seconds
+
+    def is_completed(self):
+        return time.monotonic() > self._done
+
+    def wait(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("meets", "adds", "said"),
+    [(0.0, 0.0, ""), (0.6, 0.0, ""), (60.0, 0.0, "did not come up within 1 s"), (0.0, 60.0, "did not finish in 0 s")],
+)
+@pytest.mark.parametrize("blocks", [False, True], ids=["waits", "blocks"])
+def test_networks_that_come_up_late_pass_and_dead_ones_have_an_end(monkeypatch, meets, adds, said, blocks):
+    """NCCL sets up its rings within the first call, which may never return; later calls return at once."""
+    monkeypatch.setattr(gates, "MEETING", 1.0)
+    monkeypatch.setattr(gates, "SECONDS", 0.4)
+    calls = []
+
+    def all_reduce(numbers, async_op):
+        calls.append(numbers.numel())
+        seconds = meets if len(calls) == 1 else adds
+        if blocks:
+            time.sleep(min(seconds, 3))
+        numbers.fill_(3.0)
+        return Sum(0.0 if blocks and seconds < 3 else seconds)
+
+    monkeypatch.setattr(gates.dist, "all_reduce", all_reduce)
+    found = gates._sum(World(0, 2, 0, 1, 0), torch.device("cpu"), "here")
+    assert said in found.problem and bool(said) == bool(found.problem)
+    assert calls[0] == 1 and (said or found.seconds < 0.4), "the time that it took to meet is not the sum's"
 
 
 def test_the_verdict_reaches_every_rank(monkeypatch):
