@@ -9,8 +9,8 @@ rendezvous: 1,024 clients, threads of a few processes of this machine, find one 
   Simulated: the network (all of it is this machine's loopback) and the 1,024 machines. Not made: gloo's connections between all ranks. The
   agreement of a step is counted: messages one after the other along a binary tree and back, each of a stated latency.
 ddp: efficiency on 1-64 nodes of 4 A100 (weak scaling: every GPU takes the recipe's batch / 4) from counted FLOPs and bytes and the
-  bandwidths below. Computed, and no promise: it knows no stragglers. Counted is each full-size step (``jobs/describe.py``). A network whose
-  step takes milliseconds at the recipe's batch cannot hide its averaging; the last column says at how many samples a GPU it would.
+  bandwidths below, or from counted operations where launching them takes longer. Computed, and no promise: it knows no stragglers. Counted
+  is each full-size step (``jobs/describe.py``); a recurrence that cuDNN does in one kernel counts step by step. A network whose step takes milliseconds at the recipe's batch cannot hide its averaging; the last column says at how many samples a GPU it would.
 goodput: the share of time that stays in the result where nodes fail, for intervals around the recommended one. Simulated, failures drawn.
 """
 
@@ -59,6 +59,7 @@ GPUS = 4  # a node
 # a direction), and two HDR ports a node (2 x 200 Gbit/s) at four fifths.
 INSIDE, BETWEEN = 230e9, 0.8 * 50e9
 REACHED = 0.4
+LAUNCH = 5e-6  # seconds that a GPU takes at least for an operation, however small
 HIDDEN = (
     0.6  # of a step's compute is backward behind the first bucket: what averaging may hide behind; a GAN hides nothing
 )
@@ -155,10 +156,10 @@ def efficiency(compute: float, gradients: float, nodes: int, overlaps: bool) -> 
     return compute / (compute + shown)
 
 
-def needed(sample: float, gradients: float, overlaps: bool) -> int:
+def needed(sample: float, launches: float, gradients: float, overlaps: bool) -> int:
     """Samples a GPU, each of so many seconds, from which on all nodes reach ``WANTED``; a power of two."""
     samples = 1
-    while efficiency(samples * sample, gradients, NODES[-1], overlaps) < WANTED:
+    while efficiency(max(samples * sample, launches), gradients, NODES[-1], overlaps) < WANTED:
         samples *= 2
     return samples
 
@@ -166,36 +167,48 @@ def needed(sample: float, gradients: float, overlaps: bool) -> int:
 def ddp() -> Found:
     last, lines = [], []
     for name in FULL:
-        config, (flops, gradients) = load_named(name), _apart(name)
+        config, (flops, operations, gradients) = load_named(name), _apart(name)
         share = max(1, config.data.batch_size // GPUS)
         sample = flops / (REACHED * STATED["A100"][config.trainer.precision])
+        launches = operations * LAUNCH
+        compute = max(share * sample, launches)
         overlaps = len(type(config.model).optimizers) == 1
-        found = [efficiency(share * sample, gradients, n, overlaps) for n in NODES]
-        figures = (f"{flops / 1e9:,.1f}", f"{gradients / 1e6:.0f}", str(share), f"{1e3 * share * sample:.1f}")
-        enough = str(needed(sample, gradients, overlaps))
+        found = [efficiency(compute, gradients, n, overlaps) for n in NODES]
+        times = (f"{1e3 * share * sample:.1f}", f"{1e3 * launches:.1f}")
+        figures = (f"{flops / 1e9:,.1f}", f"{gradients / 1e6:.0f}", str(share), *times)
+        enough = str(needed(sample, launches, gradients, overlaps))
         lines.append((name, *figures, *(f"{e:.0%}" for e in found), enough))
         last.append(found[-1])
-    title = f"DDP on A100 at {REACHED:.0%} of its peak, {INSIDE / 1e9:.0f} GB/s inside, {BETWEEN / 1e9:.0f} GB/s between nodes (computed)"
+    machine = f"A100 at {REACHED:.0%} of its peak or {1e6 * LAUNCH:.0f} us an operation"
+    title = f"DDP on {machine}, {INSIDE / 1e9:.0f} GB/s inside, {BETWEEN / 1e9:.0f} GB/s between nodes (computed)"
     nodes = (f"{n} x {GPUS}" for n in NODES)
-    columns = ("system", "GFLOP a sample", "MB of gradients", "samples a GPU", "ms a step", *nodes)
+    columns = (
+        "system",
+        "GFLOP a sample",
+        "MB of gradients",
+        "samples a GPU",
+        "ms of arithmetic",
+        "of launches",
+        *nodes,
+    )
     grid = Grid(title, (*columns, f"samples for {WANTED:.0%}"), lines)
     told = f"{FULL[last.index(min(last))]} least, {FULL[last.index(max(last))]} most"
     what = f"DDP on {NODES[-1]} nodes at the recipes' batches: efficiency, computed"
     return [Row(what, told, "one GPU that averages nothing", last, unit="%")], [grid]
 
 
-def _apart(name: str) -> tuple[float, float]:
-    """FLOPs of a sample and bytes of gradients of a step, counted in a process of its own."""
+def _apart(name: str) -> tuple[float, float, float]:
+    """FLOPs of a sample, and operations and bytes of gradients of a step, counted in a process of its own."""
     said = lines_of("scale", ["--count", name], COUNTING)
     if isinstance(said, str):
         raise UserError(f"{name} could not be counted: {said}; type python -m benchmarks.scale --count {name}.")
-    flops, gradients = json.loads(said[-1])
-    return flops, gradients
+    flops, operations, gradients = json.loads(said[-1])
+    return flops, operations, gradients
 
 
-def count(config: RunConfig) -> tuple[float, float]:
+def count(config: RunConfig) -> tuple[float, float, float]:
     found = describe(config, None)
-    return found.flops / found.batch, float(found.sizes["gradients"])
+    return found.flops / found.batch, float(found.operations), float(found.sizes["gradients"])
 
 
 # -- failures: simulated -----------------------------------------------------------------------------------------------
