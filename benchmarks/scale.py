@@ -10,7 +10,8 @@ rendezvous: 1,024 clients, threads of a few processes of this machine, find one 
   agreement of a step is counted: messages one after the other along a binary tree and back, each of a stated latency.
 ddp: efficiency on 1-64 nodes of 4 A100 (weak scaling: every GPU takes the recipe's batch / 4) from counted FLOPs and bytes and the
   bandwidths below, or from counted operations where launching them takes longer. Computed, and no promise: it knows no stragglers. Counted
-  is each full-size step (``jobs/describe.py``); a recurrence that cuDNN does in one kernel counts step by step. A network whose step takes milliseconds at the recipe's batch cannot hide its averaging; the last column says at how many samples a GPU it would.
+  is each full-size step (``jobs/describe.py``); a recurrence that cuDNN does in one kernel counts step by step. A network whose step takes
+  milliseconds at the recipe's batch cannot hide its averaging; the last column says at how many samples a GPU it would.
 goodput: the share of time that stays in the result where nodes fail, for intervals around the recommended one. Simulated, failures drawn.
 """
 
