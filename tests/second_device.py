@@ -57,13 +57,21 @@ def _backend() -> torch.device:
     return torch.device("gpu:0")
 
 
+class NoDouble(TypeError):
+    """A number of double precision, where the device is one that has none."""
+
+
 class There(Tensor):
     """A tensor of the second device; ``here`` holds its numbers."""
+
+    wide = True  # whether such a device has double precision
 
     here: Tensor
 
     @staticmethod
     def __new__(cls, here: Tensor) -> There:
+        if not cls.wide and here.dtype in (torch.float64, torch.complex128):
+            raise NoDouble(f"a tensor {tuple(here.shape)} of double precision on gpu:0{_place()}")
         return Tensor._make_wrapper_subclass(
             cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=_backend()
         )  # fmt: skip
@@ -261,9 +269,12 @@ def _no_gradients(mode: Any) -> None:
 
 
 @contextmanager
-def second_device() -> Iterator[tuple[torch.device, list[str]]]:
-    """Within the block ``gpu:0`` exists. Yields the device, and a growing list of what made the host wait for it."""
+def second_device(double: bool = True) -> Iterator[tuple[torch.device, list[str]]]:
+    """Within the block ``gpu:0`` exists. Yields the device, and a growing list of what made the host wait for it.
+
+    ``double``: whether it has double precision; Apple's MPS has none.
+    """
     waits: list[str] = []
     patches = mock.patch("torch.Generator", _Generator), mock.patch("torch.inference_mode.__enter__", _no_gradients)
-    with patches[0], patches[1], _Calls(waits), _Dispatch(waits):
+    with patches[0], patches[1], mock.patch.object(There, "wide", double), _Calls(waits), _Dispatch(waits):
         yield _backend(), waits

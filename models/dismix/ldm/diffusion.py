@@ -33,6 +33,7 @@ class Noise:
         }
         with torch.device("cpu"):
             self._forward = self._scheduler("ddim")
+        self._levels = torch.logit(self._forward.alphas_cumprod.double()).float()
 
     def add(self, clean: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise, for (B, ...) each and ``step`` int64 (B,)."""
@@ -40,8 +41,8 @@ class Noise:
 
     def level(self, step: Tensor) -> Tensor:
         """log(abar_t / (1 - abar_t)) of steps int64 (B,)."""
-        self._forward.alphas_cumprod = self._forward.alphas_cumprod.to(step.device)  # once, as its add_noise does
-        return torch.logit(self._forward.alphas_cumprod[step].double()).float()
+        self._levels = self._levels.to(step.device)  # once
+        return self._levels[step]
 
     @torch.no_grad()
     def sample(self, denoise: Denoiser, noise: Tensor, sampler: str | None = None, steps: int | None = None) -> Tensor:
