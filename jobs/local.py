@@ -33,6 +33,8 @@ def run_local(run: RunFolder, processes: int) -> dict:
     previous = {n: signal.signal(n, lambda number, _: _pass_on(ranks, number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         failed = _wait(ranks)
+        for number in failed:  # before the others are ended
+            note_ended(run, number, ranks[number].returncode)
     finally:
         for rank in ranks:
             if rank.poll() is None:
@@ -41,9 +43,8 @@ def run_local(run: RunFolder, processes: int) -> dict:
         speaker.finish()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if failed is not None:
-        note_ended(run, failed, ranks[failed].returncode)
-        raise RunFailed(_obituary(run, ranks, failed, launch))
+    if failed:
+        raise RunFailed(_obituary(run, ranks, failed[0], launch))
     end = run.last_end()
     if end is None and run.writer():
         raise RunFailed(
@@ -89,18 +90,25 @@ def _pass_on(ranks: list[subprocess.Popen], number: int) -> None:
             rank.send_signal(number)
 
 
-def _wait(ranks: list[subprocess.Popen]) -> int | None:
-    """Wait for all; the first rank that failed, or None. After a failure the others get a short grace."""
-    failed: int | None = None
+def _wait(ranks: list[subprocess.Popen]) -> list[int]:
+    """Wait for all; the ranks that had failed when the first one was seen to have, killed ones first: of others' deaths ranks complain.
+
+    After a failure the others get a short grace.
+    """
+    failed: list[int] = []
     deadline = 0.0
     while any(rank.poll() is None for rank in ranks):
-        if failed is None:
-            failed = next((i for i, rank in enumerate(ranks) if rank.poll() not in (None, 0)), None)
+        if not failed:
+            failed = _failed(ranks)
             deadline = time.monotonic() + GRACE_SECONDS
         elif time.monotonic() > deadline:
             return failed
         time.sleep(0.05)
-    return failed if failed is not None else next((i for i, rank in enumerate(ranks) if rank.returncode), None)
+    return failed or _failed(ranks)
+
+
+def _failed(ranks: list[subprocess.Popen]) -> list[int]:
+    return sorted((i for i, rank in enumerate(ranks) if rank.poll()), key=lambda i: (ranks[i].poll() or 0) > 0)
 
 
 def _obituary(run: RunFolder, ranks: list[subprocess.Popen], failed: int, launch: str) -> str:

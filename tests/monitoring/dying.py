@@ -244,12 +244,12 @@ def die(way: str, run: RunFolder, data: Path, size: int = 1, patience: float = 6
     while not any(rank.exitcode for rank in ranks) and any(rank.is_alive() for rank in ranks):
         assert time.monotonic() < deadline, f"'{way}' did not end"
         time.sleep(0.02)
-    failed = next((i for i, rank in enumerate(ranks) if rank.exitcode), None)
+    failed = [i for i, rank in enumerate(ranks) if rank.exitcode]
+    for i in failed:
+        note_ended(run, i, ranks[i].exitcode)
     for rank in ranks:
-        rank.join(3 if failed is not None else 60)
+        rank.join(3 if failed else 60)
         if rank.is_alive():
             rank.kill()
             rank.join()
-    if failed is not None:
-        note_ended(run, failed, ranks[failed].exitcode)
     return [rank.exitcode for rank in ranks]
