@@ -23,7 +23,7 @@ from pipeline.errors import Unlucky
 from pipeline.world import World
 
 SECONDS = 20.0  # for each of the two parts
-MEETING = 60.0  # for NCCL to set up its rings before the second: the whole gate answers within two minutes
+STARTING = 60.0  # for what must start before them, slowly on a cold node: CUDA, and NCCL's rings. The gate answers within three minutes
 PATIENCE = 5.0  # beyond that, for what the ranks say of it to arrive
 SLOW = 3.0  # times the median of all GPUs
 NOTICEABLE = 0.1  # seconds for all products; what is faster than that is no reason to go without a node for a day
@@ -66,11 +66,7 @@ def gate(world: World, store: Store | None, key: str, node: str, nodes: dict[int
     store = store or HashStore()
     products = _together(world, store, f"{key}/product", _product(world, device, node), nodes, compare=kind == "cuda")
     sums = (
-        _together(
-            world, store, f"{key}/sum", _sum(world, device, node), nodes, compare=False, seconds=MEETING + SECONDS
-        )
-        if world.size > 1
-        else []
+        _together(world, store, f"{key}/sum", _sum(world, device, node), nodes, compare=False) if world.size > 1 else []
     )
     figures = {"product_s": round(max(f.seconds for f in products), 4)}
     if sums:
@@ -112,8 +108,8 @@ def _sum(world: World, device: torch.device, node: str) -> Finding:
     numbers = torch.full((NUMBERS[device.type],), float(world.rank + 1), device=device)
     began = time.perf_counter()
     try:
-        if not _finished(numbers[:1].clone(), MEETING):
-            return Finding(world.rank, node, MEETING, f"the ranks' network did not come up within {MEETING:.0f} s")
+        if not _finished(numbers[:1].clone(), STARTING):
+            return Finding(world.rank, node, STARTING, f"the ranks' network did not come up within {STARTING:.0f} s")
         began = time.perf_counter()
         if not _finished(numbers, SECONDS):
             return Finding(world.rank, node, SECONDS, f"the sum over all ranks did not finish in {SECONDS:.0f} s")
@@ -156,23 +152,16 @@ def _finished(numbers: torch.Tensor, limit: float) -> bool:
 
 
 def _together(
-    world: World,
-    store: Store,
-    key: str,
-    mine: Finding,
-    nodes: dict[int, str],
-    *,
-    compare: bool,
-    seconds: float = SECONDS,
+    world: World, store: Store, key: str, mine: Finding, nodes: dict[int, str], *, compare: bool
 ) -> list[Finding]:
-    """Every rank's finding, which takes it ``seconds`` at most. Rank 0 reads them and gives the verdict, which all follow."""
+    """Every rank's finding. Rank 0 reads them and gives the verdict, which all follow."""
     store.set(f"{key}/{mine.rank}", json.dumps(asdict(mine)))
     if world.rank == 0:
-        found = _collect(world, store, key, nodes, seconds)
+        found = _collect(world, store, key, nodes)
         blamed = blame(found, compare)
         store.set(f"{key}/verdict", json.dumps({"findings": [asdict(f) for f in found], "blamed": blamed}))
     try:
-        store.wait([f"{key}/verdict"], timedelta(seconds=2 * (seconds + PATIENCE)))
+        store.wait([f"{key}/verdict"], timedelta(seconds=2 * (STARTING + SECONDS + PATIENCE)))
     except DistError as error:
         raise BadNode({}, f"rank 0 gave no verdict on the nodes: {error}") from None
     verdict = json.loads(store.get(f"{key}/verdict"))
@@ -183,8 +172,8 @@ def _together(
     return [Finding(**f) for f in verdict["findings"]]
 
 
-def _collect(world: World, store: Store, key: str, nodes: dict[int, str], seconds: float) -> list[Finding]:
-    deadline = time.monotonic() + seconds + PATIENCE
+def _collect(world: World, store: Store, key: str, nodes: dict[int, str]) -> list[Finding]:
+    deadline = time.monotonic() + STARTING + SECONDS + PATIENCE
     found = []
     for rank in range(world.size):
         left = max(0.01, deadline - time.monotonic())
@@ -192,7 +181,7 @@ def _collect(world: World, store: Store, key: str, nodes: dict[int, str], second
             store.wait([f"{key}/{rank}"], timedelta(seconds=left))
             found.append(Finding(**json.loads(store.get(f"{key}/{rank}"))))
         except DistError:
-            found.append(Finding(rank, nodes.get(rank, ""), seconds, f"rank {rank} is silent"))
+            found.append(Finding(rank, nodes.get(rank, ""), STARTING + SECONDS, f"rank {rank} is silent"))
     return found
 
 

@@ -57,8 +57,8 @@ def test_what_starts_at_the_first_product_is_not_timed(monkeypatch):
 
 def test_a_silent_rank_is_named_with_its_node(monkeypatch):
     """Rank 0 of two; the other never says a word."""
-    monkeypatch.setattr(gates, "SECONDS", 0.5)
-    monkeypatch.setattr(gates, "PATIENCE", 0.5)
+    for limit in ("STARTING", "SECONDS", "PATIENCE"):
+        monkeypatch.setattr(gates, limit, 0.5)
     with pytest.raises(BadNode, match="node1: rank 1 is silent") as error:
         gate(World(0, 2, 0, 1, 0), HashStore(), "key", "node0", {0: "node0", 1: "node1"})
     assert error.value.nodes == {"node1": "rank 1 is silent"}
@@ -84,7 +84,7 @@ class Sum:
 @pytest.mark.parametrize("blocks", [False, True], ids=["waits", "blocks"])
 def test_networks_that_come_up_late_pass_and_dead_ones_have_an_end(monkeypatch, meets, adds, said, blocks):
     """NCCL sets up its rings within the first call, which may never return; later calls return at once."""
-    monkeypatch.setattr(gates, "MEETING", 1.0)
+    monkeypatch.setattr(gates, "STARTING", 1.0)
     monkeypatch.setattr(gates, "SECONDS", 0.4)
     calls = []
 
