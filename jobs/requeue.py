@@ -19,10 +19,8 @@ from pipeline.errors import EXIT_USER_ERROR, run_command
 from pipeline.runs import RunFolder, last_end
 
 STARTS_WITHOUT_PROGRESS = 3
-RUNS = (
-    "RUNNING",
-    "SIGNALING",
-)  # the second is said instead of the first while a signal, such as the warning, is on its way to the nodes
+# SLURM says the second instead of the first while a signal, such as the warning, is on its way to the nodes.
+RUNS = ("RUNNING", "SIGNALING")
 
 
 def reason_to_give_up(run: RunFolder, job: str, exit_code: int | None) -> str | None:

@@ -108,9 +108,8 @@ def run_attempt(run: RunFolder, place: Place, stop: StopFlag, startup: StartUp) 
 
     startup.mark("imports")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read once, by the first product: cuBLAS adds in one order
+    # Read once, by the first product: with it cuBLAS always adds in one order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     nodes, end = surroundings(run, place)
     number = run.claim_attempt() if place.world.rank == 0 else None
     store = rendezvous.join(run, place.world, place.key, place.address)

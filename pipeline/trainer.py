@@ -103,9 +103,7 @@ class Trainer:
             while self.at.step < section.max_steps and agreed is Stop.NO:
                 step, first = self.at.step + 1, self.at.step == start
                 profiler.begin(step)
-                self.agreement.begin(
-                    2 * self.attempt.stop.value + self._wants_look()
-                )  # travels while the step computes
+                self.agreement.begin(2 * self.attempt.stop.value + self._wants_look())  # travels while it computes
                 waiting = time.perf_counter()
                 with profiler.part("data"):
                     batch = to_device(next(batches), self.fabric.device)
@@ -128,19 +126,27 @@ class Trainer:
                 self._tell_saved(wait=False)
                 if self.reporter:
                     self.reporter.step_done(step, waited, self.first_step.found)
-                asked, looking = divmod(self.agreement.result(), 2)
-                agreed, last = Stop(asked), step == section.max_steps
-                saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
-                if saving or looking or step % section.log_every == 0:
-                    self._look(step, logged, rates, loader, start)
-                if step % section.validate_every == 0 or last:
-                    self._validate(step)
-                if section.sample_every and (step % section.sample_every == 0 or last):
-                    self._sample(step)
-                if saving:
-                    self.at.data = loader.state_after(step - start)
-                    self._save(last=last or agreed is not Stop.NO)
+                agreed = self._do_what_is_due(step, logged, rates, loader, start)
         return self._end(agreed)
+
+    def _do_what_is_due(
+        self, step: int, logged: dict[str, Tensor], rates: dict[str, float], loader: Loader, start: int
+    ) -> Stop:
+        """After a step: look at it, validate, sample, save, each in its turn; returns what all ranks agreed on."""
+        section = self.config.trainer
+        asked, looking = divmod(self.agreement.result(), 2)
+        agreed, last = Stop(asked), step == section.max_steps
+        saving = agreed not in (Stop.NO, Stop.SUPERSEDED) or step % section.save_every == 0 or last
+        if saving or looking or step % section.log_every == 0:
+            self._look(step, logged, rates, loader, start)
+        if step % section.validate_every == 0 or last:
+            self._validate(step)
+        if section.sample_every and (step % section.sample_every == 0 or last):
+            self._sample(step)
+        if saving:
+            self.at.data = loader.state_after(step - start)
+            self._save(last=last or agreed is not Stop.NO)
+        return agreed
 
     # -- where the run stands -----------------------------------------------------------------------------------
 

@@ -95,9 +95,8 @@ class Maps(NamedTuple):
         ends = F.pad(F.pad(self.turns, (0, 1), value=math.inf), (1, 0), value=-math.inf)
         taken_back = taken_back.fmax(ends.gather(-1, line)).fmin(ends.gather(-1, line + 1)).nan_to_num()
         turns, order = torch.cat([self.turns, taken_back], dim=-1).sort(-1)
-        one = F.pad(
-            (order < self.turns.shape[-1]).cumsum(-1), (1, 0)
-        )  # turns of the first map that are past, hence its line
+        # How many turns of the first map lie below is the number of its line.
+        one = F.pad((order < self.turns.shape[-1]).cumsum(-1), (1, 0))
         two = torch.arange(one.shape[-1], device=one.device) - one
         slopes = second.slopes.gather(-1, two)
         offsets = torch.addcmul(second.offsets.gather(-1, two), slopes, self.offsets.gather(-1, one))
